@@ -1,0 +1,54 @@
+# Two commands are enough: `make paper` and `make test`. Each sets up .venv by itself the first time.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup paper test check lab docs export clean
+
+# The first interpreter that is new enough; name another with PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Further words for pip when it installs torch, such as an index of CPU builds.
+TORCH_ARGS ?=
+PROFILE ?= tour
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+help:  ## list the targets
+	@echo "make paper is the main job, make test proves that it works here. Targets:"
+	@grep -hE '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+	@echo "Options: PYTHON=python3.12, PROFILE=tour, TORCH_ARGS='words for pip install torch'"
+
+setup: $(READY)  ## create .venv and install everything (the other targets do it when needed)
+
+# Marked ready only at the end, so that an interrupted set-up goes on with the same command.
+$(READY): constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found: install one, or name it with make PYTHON=/path/to/python3"; exit 2; }
+	@echo "setting up .venv with $$($(PYTHON) --version): a few minutes, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "python -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
+	@$(PIP) $(TORCH_ARGS) torch
+	@$(PIP) --editable '.[rerun,docs,dev]'
+	@touch $@
+
+paper: $(READY)  ## rerun the paper (PROFILE=tour) into reports/
+	@$(BIN)/localdpo paper --profile $(PROFILE)
+
+test: $(READY)  ## run every notebook and every test
+	@$(BIN)/nbdev_test --n_workers 2
+	@$(BIN)/pytest -q -n 2 --dist worksteal
+
+check: $(READY)  ## the tests without the slow ones: lint, notebooks in step with the package, pins
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow'
+
+lab: $(READY)  ## open JupyterLab, with hooks that keep notebooks clean
+	@$(BIN)/nbdev_install_hooks
+	@$(BIN)/jupyter lab nbs
+
+docs: $(READY)  ## build the documentation, offline, into _docs/html
+	@$(BIN)/python -m localdpo.site
+
+export: $(READY)  ## notebooks -> package and README.md, then clean the notebooks
+	@$(BIN)/ruff format -q nbs && $(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python -m localdpo.dev readme
+
+clean:  ## remove what can be made again, but not reports/
+	@rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,33 @@
+import os
+import subprocess
+import sys
+
+COUNT = "from localdpo.progress import progress\nfor _ in progress(range(3), 'work', unit='clips', every=0): pass"
+
+
+def test_a_log_gets_lines():
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("work: 3/3 clips") and "\r" not in done.stderr and done.stdout == ""
+
+
+def test_a_terminal_gets_a_bar(terminal):
+    ours, theirs = terminal
+    subprocess.run([sys.executable, "-c", COUNT], stderr=theirs, check=True)
+    os.close(theirs)
+    assert "\rwork: 100%" in os.read(ours, 100_000).decode()
+
+
+def test_a_notebook_reports_to_the_terminal_of_its_rerun(notebook, tmp_path):
+    path = notebook("n: int = 3", COUNT)
+    done = subprocess.run(
+        [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb"], capture_output=True, text=True, check=True
+    )
+    assert "work: 3/3 clips" in done.stderr
+    assert "3/3" not in (tmp_path / "out.ipynb").read_text()
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_work(tmp_path):
+    environment = {**os.environ, "LOCALDPO_PROGRESS": str(tmp_path / "gone" / "tty")}
+    subprocess.run([sys.executable, "-c", COUNT], env=environment, check=True)
+    assert not (tmp_path / "gone").exists()
