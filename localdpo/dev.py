@@ -93,12 +93,13 @@ def output_faults(notebook):
         faults.append(f"its outputs take {total // 1000} kB, {TOTAL // 1000} are allowed")
     if "widgets" in nb.metadata:
         faults.append("holds the state of widgets")
+    faults = [f"{fault}: clear it in JupyterLab and save" for fault in faults]
     faults += [
-        f"cell {i} holds a merge marker"
+        f"cell {i} holds a merge marker: keep one side of the merge"
         for i, cell in enumerate(nb.cells)
         if re.search(r"^(<{7}|={7}|>{7})( |$)", cell.source.replace("`", ""), re.M)
     ]
-    return [f"{notebook.name}: {fault}; clear it in JupyterLab or with `nbdev_clean`" for fault in faults]
+    return [f"{notebook.name}, {fault}" for fault in faults]
 
 
 def opening_faults(notebook):

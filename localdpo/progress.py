@@ -11,7 +11,22 @@ import sys
 
 from tqdm import tqdm
 
-# %% ../nbs/07_progress.ipynb #bdfa70d6
+# %% ../nbs/07_progress.ipynb #c5cb1807
+class _Cell:
+    "A place in a notebook's cell that always shows the last line written to it."
+
+    def __init__(self):
+        from IPython.display import display
+
+        self.place = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def write(self, text):
+        self.place.update({"text/plain": text.strip("\r\n ")}, raw=True)
+
+    def flush(self):
+        pass
+
+
 def _stream():
     "The file that progress goes to, and whether it can redraw a line."
     if "LOCALDPO_PROGRESS" in os.environ:
@@ -20,7 +35,7 @@ def _stream():
         except OSError:
             return open(os.devnull, "w"), False
     if "ipykernel" in sys.modules:
-        return sys.stdout, True  # stderr would leave a red box in the notebook
+        return _Cell(), True
     return sys.stderr, sys.stderr.isatty()
 
 # %% ../nbs/07_progress.ipynb #9d9cb877
@@ -42,7 +57,7 @@ def progress(iterable=None, description=None, *, total=None, unit="it", every=20
     "Wrap `iterable` (or count by hand with `.update()`): a bar where one can be drawn, else a line every `every` seconds."
     file, redraws = _stream()
     if redraws:
-        return tqdm(iterable, description, total, unit=unit, file=file, dynamic_ncols=True)
+        return tqdm(iterable, description, total, unit=unit, file=file, dynamic_ncols=True, leave="ipykernel" not in sys.modules)
     shape = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {elapsed} gone, {remaining} left"
     return tqdm(
         iterable, description, total, unit=unit, file=_Lines(file), mininterval=every, maxinterval=every, miniters=1, bar_format=shape

@@ -9,6 +9,7 @@ __all__ = ['LOOK', 'KINDS', 'EMBEDDED', 'step', 'build']
 import base64
 import hashlib
 import json
+import re
 import sys
 from html import escape
 from pathlib import Path
@@ -22,10 +23,11 @@ LOOK = """
 body{margin:2.5rem auto;max-width:68rem;padding:0 1.5rem;font:16px/1.55 system-ui,sans-serif;color:#22303c;background:#fff}
 h1{font-size:1.9rem;margin:0}h2{margin:2.5rem 0 .8rem;font-size:1.15rem;border-bottom:2px solid #f2a541;padding-bottom:.25rem}
 .about{font-size:1.1rem;color:#4b5a67;margin:.3rem 0 1rem}.facts{color:#6c757d;font-size:.85rem}
-.row{display:flex;flex-wrap:wrap;gap:1.4rem;align-items:flex-start}figure{margin:0;max-width:100%}
+.row{display:flex;flex-wrap:wrap;gap:1.4rem 2rem;align-items:flex-start}figure{margin:0;max-width:min(100%,33rem)}
 figcaption{font-size:.85rem;color:#4b5a67;max-width:36rem}img{max-width:100%;height:auto}video{width:12rem;image-rendering:pixelated;border-radius:6px}
 table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .9rem .3rem 0;border-bottom:1px solid #d9dee3;text-align:left}
-td{font-variant-numeric:tabular-nums}a{color:#3d5a98}.failed{color:#c8553d;font-weight:600}.scroll{overflow-x:auto}
+td{font-variant-numeric:tabular-nums}a{color:#3d5a98}.failed{color:#c8553d;font-weight:600}.scroll{overflow-x:auto}.anchor-link{display:none}
+math[display=block]{margin:1rem 0;font-size:1.1rem}blockquote{margin:0 0 1rem;color:#4b5a67}
 """
 
 # %% ../nbs/83_report.ipynb #380d9a94
@@ -42,12 +44,26 @@ def step(notebook):
     }
 
 
+def _with_formulas(text):
+    "Markdown with its $formulas$ as MathML, which browsers draw by themselves; code is left alone."
+    from latex2mathml.converter import convert
+
+    def drawn(match):
+        code, block, inline = match.groups()
+        return code or convert(block or inline, display="block" if block else "inline")
+
+    return re.sub(r"(```.*?```|`[^`]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$", drawn, text, flags=re.S)
+
+
 def _page_of(notebook):
     "The executed notebook as a plain page beside it."
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
-    body = exporter.from_filename(str(notebook))[0]
+    nb = nbformat.read(notebook, as_version=4)
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _with_formulas(cell.source)
+    body = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)[0]
     code = "pre{background:#f1f3f5;padding:.7rem;overflow-x:auto;font-size:.82rem;border-radius:6px}"
     page = f"<!doctype html><meta charset=utf-8><title>{escape(notebook.stem)}</title><style>{LOOK}{code}</style>"
     paths.write_text(notebook.with_suffix(".html"), page + f'<p><a href="../index.html">back to the report</a></p>{body}')

@@ -186,7 +186,7 @@ def _without_places(text):
     text = re.sub(r"/[\w/.-]*/ipykernel_\d+/\d+\.py", "<cell>", text)
     for place, name in sorted(set(_places()), key=lambda pair: -len(pair[0])):
         if len(place) > 2:
-            text = text.replace(place, name)
+            text = re.sub(re.escape(place) + r"(?![\w-])" * (not place.endswith("/")), name, text)  # not /tmp in /tmpfs
     return text
 
 # %% ../nbs/81_rerun.ipynb #37c2ce7b
@@ -208,7 +208,6 @@ def run(notebook, out, values=None, *, cell_timeout=None):
     if out.suffix != ".ipynb" or out.resolve() == notebook.resolve():
         raise Refused(out, "cannot hold the executed copy", "name another file that ends in .ipynb")
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are refusals here
-    started = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
     working = out.with_name(f".{out.stem}-running.ipynb")  # papermill saves it cell by cell: a glimpse of a run under way
     error = None
@@ -226,7 +225,6 @@ def run(notebook, out, values=None, *, cell_timeout=None):
             working.unlink()
     if error:
         raise _failure(error, notebook, out) from error
-    print(f"{notebook.name} done in {time.monotonic() - started:.1f} s -> {out}", file=sys.stderr)
     return out
 
 # %% ../nbs/81_rerun.ipynb #8101c768
@@ -253,4 +251,6 @@ def main(args):
         return
     values = check(args.notebook, parse(args.notebook, args.parameter))
     with leases.job(), leases.devices(args.gpus):
+        started = time.monotonic()
         run(args.notebook, args.out, values, cell_timeout=args.cell_timeout)
+    print(f"{Path(args.notebook).name} done in {time.monotonic() - started:.1f} s -> {args.out}", file=sys.stderr)

@@ -2,6 +2,10 @@ import os
 import subprocess
 import sys
 
+import nbformat
+
+from localdpo import rerun
+
 COUNT = "from localdpo.progress import progress\nfor _ in progress(range(3), 'work', unit='clips', every=0): pass"
 
 
@@ -31,3 +35,9 @@ def test_a_terminal_that_is_gone_does_not_stop_the_work(tmp_path):
     environment = {**os.environ, "LOCALDPO_PROGRESS": str(tmp_path / "gone" / "tty")}
     subprocess.run([sys.executable, "-c", COUNT], env=environment, check=True)
     assert not (tmp_path / "gone").exists()
+
+
+def test_a_bar_in_a_cell_leaves_no_trace_of_its_speed(notebook, tmp_path):
+    path = notebook("n: int = 3", "import os; del os.environ['LOCALDPO_PROGRESS']", COUNT)  # as in JupyterLab
+    outputs = nbformat.read(rerun.run(path, tmp_path / "out.ipynb"), as_version=4).cells[-1].outputs
+    assert [output.get("data") for output in outputs] == [{"text/plain": ""}]

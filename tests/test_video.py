@@ -166,16 +166,23 @@ def originals(tmp_path_factory):
 SUFFIX = {"webm": "webm", "mkv": "mkv", "avi": "avi"}
 
 
+FORMS = ["faststart", "moov-at-end", "fragmented", "webm", "mkv", "avi"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_whole_file_is_read_whole(tmp_path, originals, form):
+    path = tmp_path / f"whole.{SUFFIX.get(form, 'mp4')}"
+    path.write_bytes(originals[form])
+    assert read(path).frames.shape == CLIP.shape
+
+
 @pytest.mark.parametrize("share", [0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97])
-@pytest.mark.parametrize("form", ["faststart", "moov-at-end", "fragmented", "webm", "mkv", "avi"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_file_cut_anywhere_is_refused(tmp_path, originals, form, share):
     path = tmp_path / f"cut.{SUFFIX.get(form, 'mp4')}"
-    whole = originals[form]
-    path.write_bytes(whole)
-    complete = read(path).frames
-    path.write_bytes(whole[: int(len(whole) * share)])
+    path.write_bytes(originals[form][: int(len(originals[form]) * share)])
     if form == "avi" and share == 0.97:  # only the index is gone
-        assert np.array_equal(read(path).frames, complete)
+        assert read(path).frames.shape == CLIP.shape
     else:
         assert "cut short" in refusal(path)
 
