@@ -40,7 +40,7 @@ check: $(READY)  ## the tests without the slow ones: lint, notebooks in step wit
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow'
 
 lab: $(READY)  ## open JupyterLab, with hooks that keep notebooks clean
-	@$(BIN)/nbdev_install_hooks
+	@$(BIN)/python -m localdpo.dev hooks
 	@$(BIN)/jupyter lab nbs
 
 docs: $(READY)  ## build the documentation, offline, into _docs/html

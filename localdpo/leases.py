@@ -37,8 +37,12 @@ def environment(**variables):
 @contextlib.contextmanager
 def _locked(path, kind, patience=0.0):
     "Hold a lock on `path` for the block; yields the open file, or None when others kept it for `patience` seconds."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
+    except OSError as error:
+        raise Refused(path.parent, f"cannot be written ({error.strerror})", "choose a folder that is yours and has room") from error
+    with file:
         yield file if _got(file, kind, time.monotonic() + patience) else None  # closing the file drops the lock
 
 
@@ -134,7 +138,8 @@ def devices(count, patience=float("inf")):
     names = present()
     if len(names) < count:
         raise Refused(f"--gpus {count}", f"this host has {len(names)} devices", "ask for fewer, or run on a host that has them")
-    shelf = Path(tempfile.gettempdir()) / f"localdpo-devices-{os.getuid()}"
+    # Slurm numbers the devices of each of its jobs from 0: another job's device 0 is another device
+    shelf = Path(tempfile.gettempdir()) / f"localdpo-devices-{os.getuid()}" / os.environ.get("SLURM_JOB_ID", "host")
     deadline = time.monotonic() + patience
     while True:
         with contextlib.ExitStack() as held:

@@ -143,6 +143,7 @@ def stage(source):
         source / "conf.py", CONF.format(name=settings["lib_name"], version=settings["version"], copyright=settings["copyright"])
     )
     paths.write_text(source / "_static/wide.css", WIDE)
+    shutil.copytree(root / "nbs" / "images", source / "images")
 
 # %% ../nbs/92_site.ipynb #8e9acbf7
 def build(out=None):

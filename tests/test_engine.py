@@ -140,7 +140,7 @@ def test_a_dry_run_says_why_and_writes_nothing(graph):
     assert status == 0 and "reason: Missing output files: part-0.txt" in said
     assert not dates(graph.folder) and not (graph.folder / "notebooks").exists()
     graph()
-    (graph.folder / "graph.yaml").write_text(yaml.safe_dump({"parts": [0, 1], "word": "other"}))
+    (graph.folder / "graph.yaml").write_text(yaml.safe_dump({"about": "other", "parts": [0, 1], "word": "other"}))
     status, said = graph("dry_run=True")
     assert status == 0 and "Params have changed since last execution" in said
 
@@ -210,6 +210,7 @@ def test_the_lint_finds_the_shared_cache(tmp_path):
         ({"sead": 3}, "`sead`"),
         ({"frames": 9.5}, "`frames` is 9.5"),
         ({"size": True}, "`size` is True"),
+        ({"about": None}, "has no `about`"),
     ],
 )
 def test_a_profile_with_a_mistake_is_refused_by_name(tmp_path, change, said):
@@ -221,7 +222,14 @@ def test_a_profile_with_a_mistake_is_refused_by_name(tmp_path, change, said):
         text=True,
         check=False,
     )
-    assert done.returncode == 1 and said in done.stderr and "mine.yaml" in done.stderr
+    assert done.returncode == 2 and said in done.stderr and "mine.yaml" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_that_is_no_yaml_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("about: [")
+    with pytest.raises(Refused, match="mine.yaml: is no readable yaml.*line 1"):
+        engine.run(tmp_path / "mine.yaml", tmp_path / "out")
 
 
 def test_an_unknown_profile_is_refused_with_the_list():

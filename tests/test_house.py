@@ -1,9 +1,13 @@
 """Notebooks, package, README and pins agree; and each way of falling out of step is found when it is planted."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -209,12 +213,52 @@ def test_without_a_python_that_is_new_enough_make_says_so():
     assert done.returncode != 0 and "no Python 3.11 or newer was found" in done.stdout
 
 
-def test_the_hooks_leave_the_checkout_as_it_is(checkout):
+@pytest.mark.filterwarnings("ignore::UserWarning:nbformat")
+def test_git_merges_notebooks_cell_by_cell_after_the_hooks(checkout):
+    def git(*words):
+        return subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words], cwd=checkout, capture_output=True, text=True, check=False
+        )
+
     shutil.copy(ROOT / ".gitattributes", checkout)
+    git("init", "-q", "-b", "main"), git("add", "-A"), git("commit", "-qm", "base")
+    dev.install_hooks(checkout)
+    path = checkout / "nbs" / "03_noise.ipynb"
+    for branch, word in {"ours": "an address of its own", "theirs": "one address"}.items():
+        git("checkout", "-q", "-b", branch, "main")
+        edit(path, "gets an address", f"gets {word}")
+        git("commit", "-qam", branch)
+    git("merge", "ours")
+    text = path.read_text()
+    nbformat.reads(text, as_version=4)  # plain git would have put its markers into the JSON
+    assert "an address of its own" in text and "one address" in text
+    assert any("merge marker" in fault for fault in dev.output_faults(path))
+
+
+@pytest.mark.slow
+def test_jupyterlab_cleans_a_notebook_when_it_saves_it(checkout):
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
-    subprocess.run([Path(sys.executable).with_name("nbdev_install_hooks")], cwd=checkout, check=True, capture_output=True)
-    assert (checkout / ".gitattributes").read_text() == (ROOT / ".gitattributes").read_text()
-    assert "nbdev-merge" in (checkout / ".gitconfig").read_text()
+    dev.install_hooks(checkout)
+    words = ["lab", "--no-browser", "--allow-root", "--ServerApp.port=0", "--ServerApp.port_retries=0", "--IdentityProvider.token=t", "nbs"]
+    environment = {**os.environ, "HOME": str(checkout), "JUPYTER_RUNTIME_DIR": str(checkout / "runtime")}
+    server = subprocess.Popen([Path(sys.executable).with_name("jupyter"), *words], cwd=checkout, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := list((checkout / "runtime").glob("jpserver-*.json"))):
+            assert time.monotonic() < deadline and server.poll() is None
+            time.sleep(0.1)
+        url = json.loads(found[0].read_text())["url"] + "api/contents/01_errors.ipynb?token=t"
+        nb = json.loads((checkout / "nbs" / "01_errors.ipynb").read_text())
+        code = next(cell for cell in nb["cells"] if cell["cell_type"] == "code")
+        code.update(execution_count=7, metadata={"tags": ["parameters"], "collapsed": True})
+        body = json.dumps({"type": "notebook", "format": "json", "content": nb}).encode()
+        urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="PUT"), timeout=30).close()
+    finally:
+        server.terminate()
+        server.wait()
+    saved = json.loads((checkout / "nbs" / "01_errors.ipynb").read_text())
+    code = next(cell for cell in saved["cells"] if cell["cell_type"] == "code")
+    assert code["execution_count"] is None and code["metadata"] == {"tags": ["parameters"]}
 
 
 def test_ci_and_users_run_the_same_thing():

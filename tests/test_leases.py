@@ -112,6 +112,17 @@ def test_a_killed_holder_gives_its_device_back(tmp_path, monkeypatch):
     assert out == "held\n" and time.monotonic() - started < 10
 
 
+def test_device_0_of_another_slurm_job_is_another_device(monkeypatch):
+    monkeypatch.setenv("LOCALDPO_DEVICES", "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "pytest-1")
+    with leases.devices(1):
+        with pytest.raises(Refused, match="came free"), leases.devices(1, patience=0):
+            pass
+        monkeypatch.setenv("SLURM_JOB_ID", "pytest-2")
+        with leases.devices(1, patience=0) as mine:
+            assert mine == ["0"]
+
+
 @pytest.mark.parametrize("variable", ["LOCALDPO_DEVICES", "CUDA_VISIBLE_DEVICES"])
 def test_more_devices_than_there_are_are_refused(variable, monkeypatch):
     monkeypatch.delenv("LOCALDPO_DEVICES", raising=False)
