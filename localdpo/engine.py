@@ -41,16 +41,20 @@ def profile_path(name):
         raise Refused(name, "is no profile", f"choose one of {shipped}, or name a yaml file of your own")
     return path
 
-
+# %% ../nbs/82_engine.ipynb #9bd8bbfa
 def load_profile(path):
     "The content of a profile's file."
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(path, f"is no readable yaml ({' '.join(str(error).split())})", "mend the place that is named") from error
+        raise Refused(
+            path, f"is no readable yaml ({' '.join(str(error).split())})", "mend the place that is named"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("about"), str):
         raise Refused(
-            path, "has no `about` that says what it is for", "begin it with a line such as\n     about: 'the tour, twice as large'"
+            path,
+            "has no `about` that says what it is for",
+            "begin it with a line such as\n     about: 'the tour, twice as large'",
         )
     return config
 
@@ -63,18 +67,20 @@ def read_profile(config, **kinds):
         why = f"has no `{name}`" if name in kinds else f"has a key `{name}` that its graph does not read"
         raise Refused(where, why, f"its keys are about, {', '.join(kinds)}")
     for name, kind in kinds.items():
-        if not isinstance(given[name], kind) or isinstance(given[name], bool) != (kind is bool):
+        fits = isinstance(given[name], (int, float) if kind is float else kind)  # 1 is a fine noise level
+        if not fits or isinstance(given[name], bool) != (kind is bool):
             raise Refused(where, f"`{name}` is {given[name]!r}", f"write a value of type {kind.__name__}")
     return given
 
-# %% ../nbs/82_engine.ipynb #846a996e
-def _imported(source):
-    "Names of this package's modules that a piece of source imports, also inside functions."
+# %% ../nbs/82_engine.ipynb #42a375c0
+def _imported(source, package):
+    "Dotted names that a piece of source in `package` imports, also inside functions."
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = f"localdpo.{node.module}" if node.level and node.module else "localdpo" if node.level else node.module
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
@@ -89,12 +95,12 @@ def _module(name):
 
 def modules(source):
     "Every module of this package that `source` needs, directly or through others."
-    waiting, found = [source], set()
+    waiting, found = [(source, "localdpo")], set()
     while waiting:
-        for path in filter(None, map(_module, _imported(waiting.pop()))):
+        for path in filter(None, map(_module, _imported(*waiting.pop()))):
             if path not in found:
                 found.add(path)
-                waiting.append(path.read_text())
+                waiting.append((path.read_text(), ".".join(["localdpo", *path.parent.relative_to(PACKAGE).parts])))
     return sorted(found)
 
 
@@ -143,17 +149,28 @@ def lint(snakefile=SNAKEFILE, config=None):
         watched = _Watched()
         for value in [*rule.params]:
             if callable(value):
-                with contextlib.suppress(Exception):  # a lookup under a made-up name fails; that it was made is what counts
+                with contextlib.suppress(
+                    Exception
+                ):  # a lookup under a made-up name fails; that it was made is what counts
                     value(watched)
             else:
                 watched.seen.update(re.findall(r"{(\w+)", str(value)))
-        faults += [f"rule {rule.name}: wildcard `{name}` is missing in params:" for name in sorted(rule.wildcard_names - watched.seen)]
+        faults += [
+            f"rule {rule.name}: wildcard `{name}` is missing in params:"
+            for name in sorted(rule.wildcard_names - watched.seen)
+        ]
         if rule.cache and rule.cache.flag:
             faults.append(f"rule {rule.name}: `cache:` hands one result to many jobs")
     return faults
 
 # %% ../nbs/82_engine.ipynb #4a1df64b
-SLURM = {"partition": "slurm_partition", "account": "slurm_account", "qos": "slurm_qos", "runtime": "runtime", "mem_mb": "mem_mb"}
+SLURM = {
+    "partition": "slurm_partition",
+    "account": "slurm_account",
+    "qos": "slurm_qos",
+    "runtime": "runtime",
+    "mem_mb": "mem_mb",
+}
 
 
 def _slurm_words(text):
@@ -166,12 +183,18 @@ def _slurm_words(text):
             f"give jobs, {', '.join(SLURM)} as name=value, separated by commas",
         )
     words = ["--executor", "slurm", "--jobs", given.pop("jobs", "32"), "--latency-wait", "60"]
-    return words + (["--default-resources", *(f"{SLURM[name]}={value}" for name, value in given.items())] if given else [])
+    return words + (
+        ["--default-resources", *(f"{SLURM[name]}={value}" for name, value in given.items())] if given else []
+    )
 
 
 def arguments(profile, folder, *, cores=None, slurm=None, dry_run=False, snakefile=SNAKEFILE, more=()):
     "The words that `snakemake` is called with."
-    where = _slurm_words(slurm) if slurm else ["--cores", str(cores or os.cpu_count()), "--resources", f"gpu={len(leases.present())}"]
+    where = (
+        _slurm_words(slurm)
+        if slurm
+        else ["--cores", str(cores or os.cpu_count()), "--resources", f"gpu={len(leases.present())}"]
+    )
     words = ["--snakefile", snakefile, "--configfile", profile_path(profile).resolve(), "--directory", folder]
     words += [*where, "--keep-going", "--rerun-incomplete"]
     words += ["--dry-run", "--quiet", "host"] if dry_run else ["--quiet", "host", "rules"]
@@ -236,10 +259,15 @@ def run(profile, folder=None, *, dry_run=False, **options):
 def add_arguments(parser):
     "Describe the command line of `localdpo paper`."
     parser.add_argument(
-        "--profile", default="tour", metavar="NAME", help=f"what to rerun: {', '.join(profiles())}, or a yaml file (default: tour)"
+        "--profile",
+        default="tour",
+        metavar="NAME",
+        help=f"what to rerun: {', '.join(profiles())}, or a yaml file (default: tour)",
     )
     parser.add_argument("--cores", type=int, metavar="N", help="CPU cores to use (default: all)")
-    parser.add_argument("--slurm", metavar="WORDS", help="submit steps to Slurm, e.g. partition=gpu,account=me,jobs=32,runtime=240")
+    parser.add_argument(
+        "--slurm", metavar="WORDS", help="submit steps to Slurm, e.g. partition=gpu,account=me,jobs=32,runtime=240"
+    )
     parser.add_argument("--out", metavar="DIR", help="where results go (default: reports/NAME)")
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would run and why, and stop")
     parser.add_argument("--list", action="store_true", help="list the profiles and stop")
@@ -256,7 +284,10 @@ def main(args):
     folder = Path(args.out or paths.reports(profile_path(args.profile).stem))
     status = run(args.profile, folder, cores=args.cores, slurm=args.slurm, dry_run=args.dry_run, more=args.more)
     if status:
-        print("\nNot everything could be made. The reasons stand above; the same command goes on from here.", file=sys.stderr)
+        print(
+            "\nNot everything could be made. The reasons stand above; the same command goes on from here.",
+            file=sys.stderr,
+        )
     elif not args.dry_run:
         print(f"\nup to date: {os.path.relpath(folder / 'index.html')}")
     return status

@@ -72,7 +72,11 @@ def new(width=6.4, height=3.2, **subplots):
         return figure, figure.subplots(**subplots)
 
 # %% ../nbs/06_figures.ipynb #192c6061
-NO_DATE = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
+NO_DATE = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
 
 
 def save(figure, path):
@@ -92,7 +96,9 @@ def _pixels(row):
         return row / 255
     if row.ndim != 3:
         raise Refused(
-            f"a row of shape {row.shape}, {row.dtype}", "is no clip, mask or map", "pass uint8 [T,H,W,3], bool [T,H,W] or float [T,H,W]"
+            f"a row of shape {row.shape}, {row.dtype}",
+            "is no clip, mask or map",
+            "pass uint8 [T,H,W,3], bool [T,H,W] or float [T,H,W]",
         )
     colour = np.array(mpl.colors.to_rgb(COLOURS["mask" if row.dtype == bool else "ink"]))
     strength = (row.astype(float) / max(float(row.max()), 1e-12))[..., None]

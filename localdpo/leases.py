@@ -41,7 +41,9 @@ def _locked(path, kind, patience=0.0):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")
     except OSError as error:
-        raise Refused(path.parent, f"cannot be written ({error.strerror})", "choose a folder that is yours and has room") from error
+        raise Refused(
+            path.parent, f"cannot be written ({error.strerror})", "choose a folder that is yours and has room"
+        ) from error
     with file:
         yield file if _got(file, kind, time.monotonic() + patience) else None  # closing the file drops the lock
 
@@ -137,7 +139,9 @@ def devices(count, patience=float("inf")):
         return
     names = present()
     if len(names) < count:
-        raise Refused(f"--gpus {count}", f"this host has {len(names)} devices", "ask for fewer, or run on a host that has them")
+        raise Refused(
+            f"--gpus {count}", f"this host has {len(names)} devices", "ask for fewer, or run on a host that has them"
+        )
     # Slurm numbers the devices of each of its jobs from 0: another job's device 0 is another device
     shelf = Path(tempfile.gettempdir()) / f"localdpo-devices-{os.getuid()}" / os.environ.get("SLURM_JOB_ID", "host")
     deadline = time.monotonic() + patience
@@ -152,5 +156,7 @@ def devices(count, patience=float("inf")):
                     yield mine
                 return
         if time.monotonic() > deadline:
-            raise Refused(f"--gpus {count}", f"no {count} devices came free in {patience:.0f} s", "wait, or stop what holds them")
+            raise Refused(
+                f"--gpus {count}", f"no {count} devices came free in {patience:.0f} s", "wait, or stop what holds them"
+            )
         time.sleep(0.5 + random.random())  # two who hold one device each and want two must not retry in step

@@ -28,7 +28,9 @@ def generator(*, seed, id, visit=0, purpose):
     "A numpy generator that depends on its address alone."
     address = [_whole("seed", seed), id if isinstance(id, str) else _whole("id", id), _whole("visit", visit)]
     if not isinstance(purpose, str) or not purpose:
-        raise Refused(f"purpose={purpose!r}", "does not say what the draw is for", 'pass a short word such as "timestep"')
+        raise Refused(
+            f"purpose={purpose!r}", "does not say what the draw is for", 'pass a short word such as "timestep"'
+        )
     key = hashlib.blake2b(json.dumps([*address, purpose]).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, "<u8")))
 
@@ -45,5 +47,7 @@ def normal_batch(shape, *, seed, ids, visits, purpose, dtype=None, device=None):
     "One draw of `shape` for each id, stacked; each is what `normal` gives for that id alone."
     import torch
 
-    draws = [normal(shape, seed=seed, id=id, visit=visit, purpose=purpose) for id, visit in zip(ids, visits, strict=True)]
+    draws = [
+        normal(shape, seed=seed, id=id, visit=visit, purpose=purpose) for id, visit in zip(ids, visits, strict=True)
+    ]
     return torch.stack(draws).to(device=device, dtype=dtype)

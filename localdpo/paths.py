@@ -25,7 +25,9 @@ def root():
     if named := os.environ.get("LOCALDPO_ROOT"):
         if not _is_checkout(Path(named)):
             raise Refused(
-                f"LOCALDPO_ROOT={named}", "is no checkout of localdpo (no settings.ini with nbs/ beside it)", "set it to one, or unset it"
+                f"LOCALDPO_ROOT={named}",
+                "is no checkout of localdpo (no settings.ini with nbs/ beside it)",
+                "set it to one, or unset it",
             )
         return Path(named).resolve()
     here, package = Path.cwd(), Path(find_spec("localdpo").origin).resolve().parent.parent
@@ -33,7 +35,9 @@ def root():
         if _is_checkout(folder):
             return folder
     raise Refused(
-        here, "is not inside a checkout of localdpo, and the installed package has none", "clone the repository and run the command in it"
+        here,
+        "is not inside a checkout of localdpo, and the installed package has none",
+        "clone the repository and run the command in it",
     )
 
 # %% ../nbs/02_paths.ipynb #87bd51c7
@@ -63,7 +67,9 @@ def atomic(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
     except OSError as error:
-        raise Refused(path, f"cannot be written ({error.strerror})", "check that the folder exists, is yours and has room") from error
+        raise Refused(
+            path, f"cannot be written ({error.strerror})", "check that the folder exists, is yours and has room"
+        ) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -77,7 +83,9 @@ def atomic(path):
         if error.filename not in (None, name):  # some other file failed inside the block
             raise
         raise Refused(
-            path, f"cannot be written ({error.strerror})", "free some space or choose another folder; the file is as it was before"
+            path,
+            f"cannot be written ({error.strerror})",
+            "free some space or choose another folder; the file is as it was before",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -102,5 +110,7 @@ def write_json(path, value):
     try:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise Refused(path, f"cannot hold this value as JSON ({error})", "write plain numbers, texts, lists and dicts") from error
+        raise Refused(
+            path, f"cannot hold this value as JSON ({error})", "write plain numbers, texts, lists and dicts"
+        ) from error
     write_text(path, text + "\n")

@@ -57,8 +57,18 @@ def progress(iterable=None, description=None, *, total=None, unit="it", every=20
     "Wrap `iterable` (or count by hand with `.update()`): a bar where one can be drawn, else a line every `every` seconds."
     file, redraws = _stream()
     if redraws:
-        return tqdm(iterable, description, total, unit=unit, file=file, dynamic_ncols=True, leave="ipykernel" not in sys.modules)
+        return tqdm(
+            iterable, description, total, unit=unit, file=file, dynamic_ncols=True, leave="ipykernel" not in sys.modules
+        )
     shape = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {elapsed} gone, {remaining} left"
     return tqdm(
-        iterable, description, total, unit=unit, file=_Lines(file), mininterval=every, maxinterval=every, miniters=1, bar_format=shape
+        iterable,
+        description,
+        total,
+        unit=unit,
+        file=_Lines(file),
+        mininterval=every,
+        maxinterval=every,
+        miniters=1,
+        bar_format=shape,
     )

@@ -63,10 +63,14 @@ def _page_of(notebook):
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             cell.source = _with_formulas(cell.source)
-    body = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)[0]
+    body = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    ).from_notebook_node(nb)[0]
     code = "pre{background:#f1f3f5;padding:.7rem;overflow-x:auto;font-size:.82rem;border-radius:6px}"
     page = f"<!doctype html><meta charset=utf-8><title>{escape(notebook.stem)}</title><style>{LOOK}{code}</style>"
-    paths.write_text(notebook.with_suffix(".html"), page + f'<p><a href="../index.html">back to the report</a></p>{body}')
+    paths.write_text(
+        notebook.with_suffix(".html"), page + f'<p><a href="../index.html">back to the report</a></p>{body}'
+    )
 
 # %% ../nbs/83_report.ipynb #5932f682
 KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
@@ -115,7 +119,10 @@ def _numbers(files):
     rows = [json.loads(path.read_text()) for path in files]
     names = list(dict.fromkeys(name for row in rows for name in row))
     return (
-        "<h2>Numbers</h2>" + _table([n.replace("_", " ") for n in names], [[row.get(n, "") for n in names] for row in rows]) if rows else ""
+        "<h2>Numbers</h2>"
+        + _table([n.replace("_", " ") for n in names], [[row.get(n, "") for n in names] for row in rows])
+        if rows
+        else ""
     )
 
 
@@ -123,7 +130,13 @@ def _log(steps):
     rows = []
     for made in steps.values():
         how = f'<span class="failed">{escape(made["failed"])}</span>' if made["failed"] else "done"
-        rows.append([f'<a href="notebooks/{made["name"]}.html">{escape(made["name"])}</a>', how, f"{made['seconds'] or 0:.1f} s"])
+        rows.append(
+            [
+                f'<a href="notebooks/{made["name"]}.html">{escape(made["name"])}</a>',
+                how,
+                f"{made['seconds'] or 0:.1f} s",
+            ]
+        )
     return "<h2>Steps</h2>" + _table(["notebook", "state", "time"], rows, raw=(0, 1)) if rows else ""
 
 # %% ../nbs/83_report.ipynb #27e64a3a
@@ -135,7 +148,11 @@ def build(folder, about=""):
     "Write `index.html`, a page for each executed notebook, and `manifest.json` into `folder`; returns the page."
     folder = Path(folder).resolve()
     if not (folder / "notebooks").is_dir():
-        raise Refused(folder, "holds no run (no notebooks/ in it)", "name a folder that `localdpo paper` has written, such as reports/tour")
+        raise Refused(
+            folder,
+            "holds no run (no notebooks/ in it)",
+            "name a folder that `localdpo paper` has written, such as reports/tour",
+        )
     notebooks = [path for path in _files(folder, "notebooks") if path.suffix == ".ipynb"]
     steps = {path.stem: step(path) for path in notebooks}
     for path in notebooks:
@@ -156,9 +173,13 @@ def build(folder, about=""):
     paths.write_text(folder / "index.html", "\n".join(page))
     listed = [path for sub in ("figures", "media", "tables", "notebooks") for path in _files(folder, sub)]
     hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in listed}
-    paths.write_json(folder / "manifest.json", {"about": about, **facts, "steps": list(steps.values()), "sha256": hashes})
+    paths.write_json(
+        folder / "manifest.json", {"about": about, **facts, "steps": list(steps.values()), "sha256": hashes}
+    )
     return folder / "index.html"
 
 # %% ../nbs/83_report.ipynb #a05a3ad5
-if __name__ == "__main__" and "__file__" in globals():  # run as `python -m localdpo.report FOLDER ABOUT`, not as a notebook
+if (
+    __name__ == "__main__" and "__file__" in globals()
+):  # run as `python -m localdpo.report FOLDER ABOUT`, not as a notebook
     build(*sys.argv[1:])

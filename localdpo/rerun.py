@@ -51,7 +51,9 @@ def _read(notebook):
         raise Refused(notebook, "does not exist", "check the path; notebooks live in nbs/") from None
     except Exception as error:  # nbformat raises many kinds for a file that is no notebook
         raise Refused(
-            notebook, f"is no readable notebook ({type(error).__name__})", "open it in JupyterLab or restore it from git"
+            notebook,
+            f"is no readable notebook ({type(error).__name__})",
+            "open it in JupyterLab or restore it from git",
         ) from error
 
 
@@ -60,7 +62,9 @@ def _parameter(statement, lines, where):
     source = ast.unparse(statement)
     if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value):
         raise Refused(
-            where, f"`{source}` declares no typed parameter", "write `name: type = literal`, one to a line; derive values in a later cell"
+            where,
+            f"`{source}` declares no typed parameter",
+            "write `name: type = literal`, one to a line; derive values in a later cell",
         )
     try:
         default = ast.literal_eval(statement.value)
@@ -76,7 +80,9 @@ def _parameter(statement, lines, where):
     except Exception:
         known = ", ".join(TYPES)
         raise Refused(
-            where, f"`{parameter.declared}` is no type that a parameter can have", f"use {known}, list[...], or `... | None`"
+            where,
+            f"`{parameter.declared}` is no type that a parameter can have",
+            f"use {known}, list[...], or `... | None`",
         ) from None
     return parameter
 
@@ -94,9 +100,15 @@ def parameters(notebook):
     for cell in cells:
         if found := re.search(r"^\s*#\|\s*eval:\s*false.*$|^.*\bnbdev_export\(.*$", cell.source, re.M):
             why = f"`{found[0].strip()}` means nothing to papermill: the cell would run"
-            raise Refused(notebook, why, "a notebook that is rerun holds no nbdev directives; remove the line or the cell")
+            raise Refused(
+                notebook, why, "a notebook that is rerun holds no nbdev directives; remove the line or the cell"
+            )
     lines = tagged[0].source.splitlines()
-    body = [s for s in ast.parse(tagged[0].source).body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    body = [
+        s
+        for s in ast.parse(tagged[0].source).body
+        if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+    ]
     found = [_parameter(statement, lines, notebook) for statement in body]
     return {parameter.name: parameter for parameter in found}
 
@@ -156,7 +168,14 @@ def _kernel_manager(sockets):
 
         def __init__(self, **options):
             # without `ip` the sockets would lie in the working folder, and kernels started there at once would take each other's
-            super().__init__(**{**options, "transport": "ipc", "ip": f"{sockets}/socket", "connection_file": f"{sockets}/connection.json"})
+            super().__init__(
+                **{
+                    **options,
+                    "transport": "ipc",
+                    "ip": f"{sockets}/socket",
+                    "connection_file": f"{sockets}/connection.json",
+                }
+            )
 
     return OwnKernel
 
@@ -165,8 +184,14 @@ def _kernel_manager(sockets):
 def _surroundings():
     "A private folder for the sockets, and the terminal to which the notebook's progress goes."
     terminal = Path(f"/proc/{os.getpid()}/fd/2")
-    ours = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", **({"LOCALDPO_PROGRESS": str(terminal)} if terminal.exists() else {})}
-    with tempfile.TemporaryDirectory(prefix="ldpo-", dir="/tmp", ignore_cleanup_errors=True) as sockets, leases.environment(**ours):
+    ours = {
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        **({"LOCALDPO_PROGRESS": str(terminal)} if terminal.exists() else {}),
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="ldpo-", dir="/tmp", ignore_cleanup_errors=True) as sockets,
+        leases.environment(**ours),
+    ):
         yield sockets
 
 # %% ../nbs/81_rerun.ipynb #da109ab1
@@ -209,7 +234,9 @@ def run(notebook, out, values=None, *, cell_timeout=None):
         raise Refused(out, "cannot hold the executed copy", "name another file that ends in .ipynb")
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are refusals here
     out.parent.mkdir(parents=True, exist_ok=True)
-    working = out.with_name(f".{out.stem}-running.ipynb")  # papermill saves it cell by cell: a glimpse of a run under way
+    working = out.with_name(
+        f".{out.stem}-running.ipynb"
+    )  # papermill saves it cell by cell: a glimpse of a run under way
     error = None
     try:
         with _surroundings() as sockets:

@@ -26,7 +26,9 @@ def _face(x, y, smile):
     "How far each point is from the eyes and the mouth of a face of radius 1 around the origin."
     eyes = np.hypot(np.abs(x) - 0.36, 0.8 * y + 0.22) - 0.15
     y = y - 0.12
-    mouth = np.where(y > 0, np.abs(np.hypot(x, y) - smile), np.hypot(np.abs(x) - smile, y)) - 0.085  # an arc with round ends
+    mouth = (
+        np.where(y > 0, np.abs(np.hypot(x, y) - smile), np.hypot(np.abs(x) - smile, y)) - 0.085
+    )  # an arc with round ends
     return np.minimum(eyes, mouth)
 
 # %% ../nbs/05_sheets.ipynb #54994d91
@@ -67,7 +69,11 @@ def _rows(clips):
     shapes = {row.shape if getattr(row, "dtype", None) == np.uint8 else type(row).__name__ for row in rows.values()}
     shape = shapes.pop() if len(shapes) == 1 else ()
     if len(shape) != 4 or shape[-1] != 3 or 0 in shape:
-        raise Refused("contact sheet", f"needs uint8 clips of one shape [T, H, W, 3], not {shapes or shape}", "cut or convert them alike")
+        raise Refused(
+            "contact sheet",
+            f"needs uint8 clips of one shape [T, H, W, 3], not {shapes or shape}",
+            "cut or convert them alike",
+        )
     return rows
 
 

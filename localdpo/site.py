@@ -19,7 +19,15 @@ from .errors import Refused
 
 # %% ../nbs/92_site.ipynb #7ce9d15d
 STAGES = {"0": "Ground", "1": "Clips", "2": "Model", "3": "Pairs", "4": "Train", "recipes": "Recipes"}
-STAGES |= {"5": "Videos", "6": "Scores", "7": "Paper", "miniature": "Miniature", "rerun": "Reruns", "8": "Runs", "9": "Tools"}
+STAGES |= {
+    "5": "Videos",
+    "6": "Scores",
+    "7": "Paper",
+    "miniature": "Miniature",
+    "rerun": "Reruns",
+    "8": "Runs",
+    "9": "Tools",
+}
 
 # %% ../nbs/92_site.ipynb #f446c2ec
 def chapters(folder):
@@ -28,7 +36,11 @@ def chapters(folder):
     found = [p for p in found if not any(part[0] in "._" for part in p.parts) and str(p) != "index.ipynb"]
     heading = {p: p.parts[0] if len(p.parts) > 1 else p.name[0] for p in found}
     keys = [*STAGES, *sorted(set(heading.values()) - set(STAGES))]
-    return {STAGES.get(key, key.capitalize()): own for key in keys if (own := [p.as_posix() for p in found if heading[p] == key])}
+    return {
+        STAGES.get(key, key.capitalize()): own
+        for key in keys
+        if (own := [p.as_posix() for p in found if heading[p] == key])
+    }
 
 # %% ../nbs/92_site.ipynb #2131f624
 def shown(source):
@@ -70,9 +82,13 @@ def _stage_notebook(home, root, source, repository, ending=None):
         nbformat.validate(notebook)
     except Exception as error:  # nbformat has a class of error for every way to be broken
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise Refused(home, f"is no valid notebook ({why})", "look for half a merge in it, or restore it with git") from error
+        raise Refused(
+            home, f"is no valid notebook ({why})", "look for half a merge in it, or restore it with git"
+        ) from error
     module = re.search(r"^#\s*\|\s*default_exp\s+(\S+)", "\n".join(c.source for c in notebook.cells), flags=re.M)
     for cell in notebook.cells:
+        if cell.cell_type == "code":  # a bar that is done leaves an empty line of output
+            cell.outputs = [output for output in cell.outputs if output.get("data") != {"text/plain": ""}]
         cell.source = shown(cell.source) if cell.cell_type == "code" else relink(cell.source, home, root, repository)
     notebook.cells = [cell for cell in notebook.cells if cell.source is not None]
     if ending:
@@ -114,8 +130,11 @@ autodoc_preserve_defaults = True
 """
 
 
-# Our lines of code have up to 140 letters: a screen with room for them beside both side bars should use it.
-WIDE = "@media (min-width: 110em) { .content { width: 62em } }\n"
+# Our lines of code have up to 120 letters, and a screen with room for them beside both side bars should use it.
+WIDE = """pre { font-size: .78em }
+@media (min-width: 90em) { .content { width: 54em } }
+@media (min-width: 100em) { .content { width: 60em } }
+"""
 
 
 def _contents(heading, pages):
@@ -140,7 +159,8 @@ def stage(source):
     contents = "\n".join(_contents(heading, pages) for heading, pages in headings.items())
     _stage_notebook("nbs/index.ipynb", root, source, repository, ending=contents)
     paths.write_text(
-        source / "conf.py", CONF.format(name=settings["lib_name"], version=settings["version"], copyright=settings["copyright"])
+        source / "conf.py",
+        CONF.format(name=settings["lib_name"], version=settings["version"], copyright=settings["copyright"]),
     )
     paths.write_text(source / "_static/wide.css", WIDE)
     shutil.copytree(root / "nbs" / "images", source / "images")
@@ -157,7 +177,9 @@ def build(out=None):
         from sphinx.util.docutils import docutils_namespace, patch_docutils
     except ImportError as error:
         raise Refused(
-            "the documentation", f"needs sphinx ({error})", "pip install 'localdpo[docs]', or make setup in the checkout"
+            "the documentation",
+            f"needs sphinx ({error})",
+            "pip install 'localdpo[docs]', or make setup in the checkout",
         ) from error
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".site-") as work:
@@ -168,7 +190,9 @@ def build(out=None):
                 app = Sphinx(source, source, html, Path(work, "doctrees"), "html", status=None, warning=sys.stderr)
                 app.build()
         except SphinxError as error:
-            raise Refused("the documentation", f"could not be built ({error})", "mend what is named, then run make docs again") from error
+            raise Refused(
+                "the documentation", f"could not be built ({error})", "mend what is named, then run make docs again"
+            ) from error
         if out.exists():
             shutil.rmtree(out)
         html.replace(out)

@@ -29,7 +29,9 @@ class Clip(NamedTuple):
 # %% ../nbs/04_video.ipynb #561dcc62
 def _whole(name, value, least):
     if not isinstance(value, Integral) or value < least:
-        raise Refused(f"{name}={value!r}", f"is not a whole number of at least {least}", f"choose {name}={least} or more")
+        raise Refused(
+            f"{name}={value!r}", f"is not a whole number of at least {least}", f"choose {name}={least} or more"
+        )
     return int(value)
 
 
@@ -43,10 +45,16 @@ def _refuse(path, *faults):
 def _check_frames(path, frames):
     kind, shape = getattr(frames, "dtype", None), getattr(frames, "shape", ())
     if not isinstance(frames, np.ndarray):
-        raise Refused(path, f"cannot be written from a {type(frames).__name__}", "pass a numpy array; tensor.cpu().numpy() makes one")
+        raise Refused(
+            path,
+            f"cannot be written from a {type(frames).__name__}",
+            "pass a numpy array; tensor.cpu().numpy() makes one",
+        )
     if kind != np.uint8:
         span = f" from {frames.min():g} to {frames.max():g}" if frames.size and kind.kind in "fiu" else ""
-        raise Refused(path, f"was given {kind} values{span}, not bytes", "scale to 0..255, round, and use .astype(np.uint8)")
+        raise Refused(
+            path, f"was given {kind} values{span}, not bytes", "scale to 0..255, round, and use .astype(np.uint8)"
+        )
     if len(shape) != 4 or shape[-1] != 3 or 0 in shape:
         raise Refused(path, f"was given an array of shape {shape}", "bring it to [frames, height, width, 3]")
     _, height, width, _ = shape
@@ -54,7 +62,11 @@ def _check_frames(path, frames):
     _refuse(
         path,
         (len(frames) < 2, "was given a single frame, and a video has at least two", "write an image instead"),
-        (width % 2 or height % 2, f"was given an odd size, {width}x{height}", f"crop or scale; the nearest even size is {even}"),
+        (
+            width % 2 or height % 2,
+            f"was given an odd size, {width}x{height}",
+            f"crop or scale; the nearest even size is {even}",
+        ),
     )
 
 # %% ../nbs/04_video.ipynb #46b596a4
@@ -69,14 +81,25 @@ def _encode(path, frames, fps, codec, layout, options):
     path = Path(path)
     _refuse(
         path,
-        (path.suffix.lower() != ".mp4", f"would be an mp4, but its suffix is {path.suffix or 'missing'}", f"name it {path.stem}.mp4"),
-        (not isinstance(fps, Real) or not 0.1 <= fps <= 1000, f"was given fps={fps!r}", "choose a number from 0.1 to 1000"),
+        (
+            path.suffix.lower() != ".mp4",
+            f"would be an mp4, but its suffix is {path.suffix or 'missing'}",
+            f"name it {path.stem}.mp4",
+        ),
+        (
+            not isinstance(fps, Real) or not 0.1 <= fps <= 1000,
+            f"was given fps={fps!r}",
+            "choose a number from 0.1 to 1000",
+        ),
     )
     _check_frames(path, frames)
     import av
 
     rate = Fraction(float(fps)).limit_denominator(1001)  # 23.976 is meant as 24000/1001
-    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with (
+        atomic(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], layout
         stream.codec_context.thread_count = 1
@@ -156,15 +179,27 @@ def _track(path, container):
             f"is not a video in a form that is read here, but {form.long_name or form.name}",
             _FORMS,
         ),
-        (tracks and tracks[0].codec_context is None, "is in a codec that the installed av cannot decode", "re-encode it as H.264"),
+        (
+            tracks and tracks[0].codec_context is None,
+            "is in a codec that the installed av cannot decode",
+            "re-encode it as H.264",
+        ),
     )
     track = tracks[0]
     width, height, aspect = track.width, track.height, track.sample_aspect_ratio or 1
     crop = f"crop={width - width % 2}:{height - height % 2}"
     _refuse(
         path,
-        (width % 2 or height % 2, f"has an odd size, {width}x{height}", f"crop or scale it to an even one: {_FFMPEG}{crop} OUT.mp4"),
-        (aspect != 1, f"has pixels that are not square ({aspect})", f"stretch it: {_FFMPEG}scale=trunc(iw*sar/2)*2:ih,setsar=1 OUT.mp4"),
+        (
+            width % 2 or height % 2,
+            f"has an odd size, {width}x{height}",
+            f"crop or scale it to an even one: {_FFMPEG}{crop} OUT.mp4",
+        ),
+        (
+            aspect != 1,
+            f"has pixels that are not square ({aspect})",
+            f"stretch it: {_FFMPEG}scale=trunc(iw*sar/2)*2:ih,setsar=1 OUT.mp4",
+        ),
     )
     return track
 
@@ -176,7 +211,11 @@ def _plain(path, frame, size):
         raise _cut(path, "a frame is corrupt")
     _refuse(
         path,
-        ("DISPLAYMATRIX" in frame.side_data, "is stored rotated or mirrored", f"turn it (ffmpeg does unasked): {_FFMPEG}null OUT.mp4"),
+        (
+            "DISPLAYMATRIX" in frame.side_data,
+            "is stored rotated or mirrored",
+            f"turn it (ffmpeg does unasked): {_FFMPEG}null OUT.mp4",
+        ),
         (frame.interlaced_frame, "is interlaced", f"deinterlace it: {_FFMPEG}yadif OUT.mp4"),
         (frame.color_trc in (16, 18), "has HDR colours, which would come out grey", "tone-map it to ordinary BT.709"),
         (now != size, f"changes its size from {size} to {now}", f"scale it to one size: {_FFMPEG}scale={size} OUT.mp4"),
@@ -229,7 +268,9 @@ def _promised(container, track, stamps):
     if track.frames or not _timed(stamps):
         return track.frames
     seconds = (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0
-    if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", track.metadata.get("DURATION", "")):  # matroska's, track by track
+    if tag := re.fullmatch(
+        r"(\d+):(\d+):(\d+\.?\d*)", track.metadata.get("DURATION", "")
+    ):  # matroska's, track by track
         seconds = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
     start, end = float(stamps[0] * track.time_base), float(stamps[-1] * track.time_base)
     if "webm" in container.format.name:
@@ -261,7 +302,11 @@ def read(path, frames=None):
         _refuse(
             path,
             (held == 1, "holds a single frame, and a video has at least two", "choose another file"),
-            (limit and held < limit, f"has {held} frames, fewer than the {limit} asked for", "choose a longer clip, or ask for fewer"),
+            (
+                limit and held < limit,
+                f"has {held} frames, fewer than the {limit} asked for",
+                "choose a longer clip, or ask for fewer",
+            ),
         )
         rate = _rate(path, track, stamps)  # before the file is closed: the track dies with it
     return Clip(np.stack(images), rate)

@@ -10,7 +10,9 @@ from localdpo import cli
 
 
 def localdpo(*words, **options):
-    return subprocess.run([Path(sys.executable).with_name("localdpo"), *words], capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        [Path(sys.executable).with_name("localdpo"), *words], capture_output=True, text=True, check=False, **options
+    )
 
 
 def test_help_describes_every_word():
@@ -23,7 +25,9 @@ def test_help_describes_every_word():
 @pytest.mark.parametrize("word", cli.WORDS)
 def test_each_word_explains_itself(word):
     done = localdpo(word, "--help")
-    assert done.returncode == 0 and done.stdout.startswith(f"usage: localdpo {word}") and len(done.stdout.splitlines()) > 5
+    assert (
+        done.returncode == 0 and done.stdout.startswith(f"usage: localdpo {word}") and len(done.stdout.splitlines()) > 5
+    )
 
 
 def test_an_unknown_word_is_refused_with_the_list():
@@ -39,7 +43,11 @@ def test_info_is_for_people_and_for_programs(tmp_path):
 
 def test_a_refusal_is_one_message_without_a_traceback():
     done = localdpo("paper", "--profile", "tuor")
-    assert done.returncode == 2 and done.stderr.startswith("localdpo: tuor: is no profile") and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("localdpo: tuor: is no profile")
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_profiles_are_listed():
@@ -59,7 +67,22 @@ def test_words_behind_two_dashes_reach_snakemake(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "paths", "noise", "video", "sheets", "figures", "progress", "leases", "report", "engine", "rerun", "info", "cli"]
+    "module",
+    [
+        "errors",
+        "paths",
+        "noise",
+        "video",
+        "sheets",
+        "figures",
+        "progress",
+        "leases",
+        "report",
+        "engine",
+        "rerun",
+        "info",
+        "cli",
+    ],
 )
 def test_importing_a_module_is_light(module):
     heavy = ["torch", "torchvision", "diffusers", "transformers", "papermill", "snakemake", "matplotlib.pyplot"]
@@ -72,4 +95,6 @@ def test_torchvision_is_not_needed(tmp_path):
     # next to a CPU build of torch it does not even import
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     modules = ", ".join(f"localdpo.{path.stem}" for path in Path(cli.__file__).parent.glob("[a-z]*.py"))
-    subprocess.run([sys.executable, "-c", f"import {modules}"], env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", f"import {modules}"], env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True
+    )

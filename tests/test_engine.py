@@ -57,7 +57,10 @@ def graph(notebook, tmp_path, monkeypatch):
 
     def run(*words):
         done = subprocess.run(
-            [sys.executable, "-c", RUN.replace("cores=2", ", ".join(["cores=2", *words]))], capture_output=True, text=True, check=False
+            [sys.executable, "-c", RUN.replace("cores=2", ", ".join(["cores=2", *words]))],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -103,7 +106,11 @@ def test_after_kill_9_the_same_command_goes_on(graph, moment):
     _wait_for((graph.folder / ".run").exists)
     _wait_for(lambda: all((graph.folder / f"started-{n}").exists() for n in paused))
     if moment == "a later step":  # the first one is finished, and Snakemake knows it
-        _wait_for(lambda: (graph.folder / "part-0.txt").exists() and len(list(graph.folder.glob(".snakemake/incomplete/*"))) == 1)
+        _wait_for(
+            lambda: (
+                (graph.folder / "part-0.txt").exists() and len(list(graph.folder.glob(".snakemake/incomplete/*"))) == 1
+            )
+        )
     first.kill()
     first.wait()
     orphans = [int((graph.folder / f"started-{n}").read_text()) for n in paused]
@@ -176,6 +183,23 @@ def test_a_fingerprint_follows_imports_through_modules(notebook, tmp_path, monke
     engine._module.cache_clear()
 
 
+def test_a_fingerprint_follows_relative_imports_of_a_subpackage(tmp_path, monkeypatch):
+    part = tmp_path / "localdpo" / "part"
+    part.mkdir(parents=True)
+    for name, source in {
+        "__init__": "",
+        "a": "from .b import x",
+        "b": "from ..c import y",
+        "../c": "y = 1",
+        "../d": "",
+    }.items():
+        (part / f"{name}.py").write_text(source)
+    monkeypatch.setattr(engine, "PACKAGE", tmp_path / "localdpo")
+    engine._module.cache_clear()
+    assert [path.stem for path in engine.modules("import localdpo.part.a")] == ["c", "a", "b"]
+    engine._module.cache_clear()
+
+
 # -- the Snakefile -------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +246,9 @@ def test_a_profile_with_a_mistake_is_refused_by_name(tmp_path, change, said):
         text=True,
         check=False,
     )
-    assert done.returncode == 2 and said in done.stderr and "mine.yaml" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2 and said in done.stderr and "mine.yaml" in done.stderr and "Traceback" not in done.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -266,7 +292,16 @@ def test_the_tour_makes_a_page_that_stands_alone(tmp_path):
     (tmp_path / "little.yaml").write_text(
         yaml.safe_dump({"about": "a little tour", "seeds": [5], "frames": 5, "size": 32, "noise_alpha": 0.8})
     )
-    words = [sys.executable, "-m", "localdpo.cli", "paper", "--profile", tmp_path / "little.yaml", "--out", tmp_path / "out"]
+    words = [
+        sys.executable,
+        "-m",
+        "localdpo.cli",
+        "paper",
+        "--profile",
+        tmp_path / "little.yaml",
+        "--out",
+        tmp_path / "out",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out" / "index.html").read_text()

@@ -52,12 +52,17 @@ def test_everything_agrees():
 def test_a_module_edited_by_hand_is_named_with_the_way_out(checkout):
     edit(checkout / "localdpo" / "noise.py", "digest_size=16", "digest_size=32")
     (fault,) = dev.export_faults(checkout)
-    assert "localdpo/noise.py is not what nbs/03_noise.ipynb exports" in fault and "`nbdev_update --fname localdpo/noise.py`" in fault
+    assert (
+        "localdpo/noise.py is not what nbs/03_noise.ipynb exports" in fault
+        and "`nbdev_update --fname localdpo/noise.py`" in fault
+    )
 
 
 def test_nbdev_update_brings_the_edit_home(checkout):
     edit(checkout / "localdpo" / "errors.py", "Work that began and did not end well", "Work that began and ended badly")
-    subprocess.run([Path(sys.executable).with_name("nbdev_update"), "--fname", "localdpo/errors.py"], cwd=checkout, check=True)
+    subprocess.run(
+        [Path(sys.executable).with_name("nbdev_update"), "--fname", "localdpo/errors.py"], cwd=checkout, check=True
+    )
     assert dev.export_faults(checkout) == []
     assert "ended badly" in (checkout / "nbs" / "01_errors.ipynb").read_text()
 
@@ -94,7 +99,9 @@ def test_a_link_that_leads_nowhere_is_found(checkout):
 
 
 def with_output(tmp_path, output=None, source="x", metadata=None):
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, outputs=[output] if output else [])], metadata=metadata or {})
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source, outputs=[output] if output else [])], metadata=metadata or {}
+    )
     nbformat.write(nb, tmp_path / "a.ipynb")
     return dev.output_faults(tmp_path / "a.ipynb")
 
@@ -146,8 +153,17 @@ def test_a_notebook_without_a_title_is_found(tmp_path):
 def test_slow_and_gpu_cells_are_flagged_so_that_they_are_skipped():
     flags = re.search(r"^tst_flags = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1].split()
     assert {"slow", "gpu"} <= set(flags)
-    sources = [cell.source for path in dev.notebooks(ROOT) for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    bare = [source for source in sources if re.search(r"\bcuda\b", source) and "torch.equal" in source and not source.startswith("#| gpu")]
+    sources = [
+        cell.source
+        for path in dev.notebooks(ROOT)
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
+    bare = [
+        source
+        for source in sources
+        if re.search(r"\bcuda\b", source) and "torch.equal" in source and not source.startswith("#| gpu")
+    ]
     assert bare == []
 
 
@@ -166,7 +182,12 @@ def test_slow_and_gpu_cells_are_flagged_so_that_they_are_skipped():
         ("environment.yml", "python=3.11", "python=3.12", "environment.yml does not ask for python=3.11"),
         ("environment.yml", "--constraint constraints.txt", "--upgrade", "does not pass constraints.txt"),
         ("environment.yml", "study,", "", "environment.yml installs the extras"),
-        ("settings.ini", "allowed_cell_metadata_keys = tags", "allowed_cell_metadata_keys =", "`allowed_cell_metadata_keys` is tags"),
+        (
+            "settings.ini",
+            "allowed_cell_metadata_keys = tags",
+            "allowed_cell_metadata_keys =",
+            "`allowed_cell_metadata_keys` is tags",
+        ),
         ("settings.ini", "tst_flags = notest slow gpu", "tst_flags = notest", "`tst_flags`"),
         ("settings.ini", "version = 0.1.0", "version = 0.2.0", "is version 0.1.0"),
     ],
@@ -181,15 +202,22 @@ def test_the_nbdev_that_reads_settings_ini_is_installed():
     import nbdev
 
     assert nbdev.__version__ == "2.4.14"
-    assert re.search(r"^update_pyproject = False$", (ROOT / "settings.ini").read_text(), re.M) and not (ROOT / "setup.py").exists()
+    assert (
+        re.search(r"^update_pyproject = False$", (ROOT / "settings.ini").read_text(), re.M)
+        and not (ROOT / "setup.py").exists()
+    )
 
 
 def test_what_is_installed_is_what_is_pinned():
     from localdpo.info import versions
 
-    installed = versions(["torch", "diffusers", "transformers", "peft", "accelerate", "papermill", "snakemake", "av", "matplotlib"])
+    installed = versions(
+        ["torch", "diffusers", "transformers", "peft", "accelerate", "papermill", "snakemake", "av", "matplotlib"]
+    )
     pins = dev._pins(ROOT)
-    assert {name: version.partition("+")[0] for name, version in installed.items()} == {name: pins[name] for name in installed}
+    assert {name: version.partition("+")[0] for name, version in installed.items()} == {
+        name: pins[name] for name in installed
+    }
 
 
 # -- style, make and CI --------------------------------------------------------------------------------------------------
@@ -197,7 +225,9 @@ def test_what_is_installed_is_what_is_pinned():
 
 @pytest.mark.parametrize("words", [["check"], ["format", "--check", "nbs", "tests"]])
 def test_ruff_has_nothing_to_say(words):
-    done = subprocess.run([Path(sys.executable).with_name("ruff"), *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ruff"), *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -205,11 +235,15 @@ def test_make_help_has_a_line_for_every_target():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split())
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"^  make (\w+) +\S", said, re.M)) == targets == set(re.findall(r"^([a-z]+):", makefile, re.M))
+    assert (
+        set(re.findall(r"^  make (\w+) +\S", said, re.M)) == targets == set(re.findall(r"^([a-z]+):", makefile, re.M))
+    )
 
 
 def test_without_a_python_that_is_new_enough_make_says_so():
-    done = subprocess.run(["make", "setup", "PYTHON=", "READY=.venv/.never"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "setup", "PYTHON=", "READY=.venv/.never"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0 and "no Python 3.11 or newer was found" in done.stdout
 
 
@@ -217,7 +251,11 @@ def test_without_a_python_that_is_new_enough_make_says_so():
 def test_git_merges_notebooks_cell_by_cell_after_the_hooks(checkout):
     def git(*words):
         return subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words], cwd=checkout, capture_output=True, text=True, check=False
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     shutil.copy(ROOT / ".gitattributes", checkout)
@@ -239,9 +277,19 @@ def test_git_merges_notebooks_cell_by_cell_after_the_hooks(checkout):
 def test_jupyterlab_cleans_a_notebook_when_it_saves_it(checkout):
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
     dev.install_hooks(checkout)
-    words = ["lab", "--no-browser", "--allow-root", "--ServerApp.port=0", "--ServerApp.port_retries=0", "--IdentityProvider.token=t", "nbs"]
+    words = [
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.port=0",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=t",
+        "nbs",
+    ]
     environment = {**os.environ, "HOME": str(checkout), "JUPYTER_RUNTIME_DIR": str(checkout / "runtime")}
-    server = subprocess.Popen([Path(sys.executable).with_name("jupyter"), *words], cwd=checkout, env=environment, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [Path(sys.executable).with_name("jupyter"), *words], cwd=checkout, env=environment, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 60
         while not (found := list((checkout / "runtime").glob("jpserver-*.json"))):
@@ -252,7 +300,9 @@ def test_jupyterlab_cleans_a_notebook_when_it_saves_it(checkout):
         code = next(cell for cell in nb["cells"] if cell["cell_type"] == "code")
         code.update(execution_count=7, metadata={"tags": ["parameters"], "collapsed": True})
         body = json.dumps({"type": "notebook", "format": "json", "content": nb}).encode()
-        urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="PUT"), timeout=30).close()
+        urllib.request.urlopen(
+            urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="PUT"), timeout=30
+        ).close()
     finally:
         server.terminate()
         server.wait()

@@ -108,7 +108,9 @@ def test_a_killed_holder_gives_its_device_back(tmp_path, monkeypatch):
     other.kill()
     other.wait()
     started = time.monotonic()
-    out = subprocess.run([sys.executable, "-c", code.replace("time.sleep(60)", "pass")], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code.replace("time.sleep(60)", "pass")], capture_output=True, text=True, check=True
+    ).stdout
     assert out == "held\n" and time.monotonic() - started < 10
 
 

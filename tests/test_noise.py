@@ -31,7 +31,10 @@ def test_addresses_cannot_run_into_each_other():
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_no_layout_of_batches_changes_a_bit(order, size):
     ids = [f"pair {i}" for i in order]
-    batches = [noise.normal_batch((2, 3), seed=5, ids=ids[i : i + size], visits=[i] * size, purpose="x") for i in range(0, 4, size)]
+    batches = [
+        noise.normal_batch((2, 3), seed=5, ids=ids[i : i + size], visits=[i] * size, purpose="x")
+        for i in range(0, 4, size)
+    ]
     for place, draw in enumerate(torch.cat(batches)):
         assert torch.equal(draw, noise.normal((2, 3), seed=5, id=ids[place], visit=place // size * size, purpose="x"))
 
@@ -52,7 +55,8 @@ def test_the_gpu_holds_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seed": 0.0}, {"id": 1.5}, {"id": None}, {"visit": True}, {"visit": "3"}, {"purpose": ""}, {"purpose": 3}]
+    "wrong",
+    [{"seed": 0.0}, {"id": 1.5}, {"id": None}, {"visit": True}, {"visit": "3"}, {"purpose": ""}, {"purpose": 3}],
 )
 def test_what_is_no_stable_address_is_refused(wrong):
     with pytest.raises(Refused, match=next(iter(wrong))):

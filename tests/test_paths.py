@@ -28,7 +28,12 @@ def test_without_a_checkout_the_next_step_is_named(tmp_path):
         (package / name).write_text((paths.root() / "localdpo" / name).read_text())
     code = "import localdpo.paths as p\ntry: p.root()\nexcept ValueError as e: print(e)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(package.parent)}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(package.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "clone the repository" in done.stdout
 

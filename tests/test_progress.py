@@ -25,7 +25,10 @@ def test_a_terminal_gets_a_bar(terminal):
 def test_a_notebook_reports_to_the_terminal_of_its_rerun(notebook, tmp_path):
     path = notebook("n: int = 3", COUNT)
     done = subprocess.run(
-        [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "work: 3/3 clips" in done.stderr
     assert "3/3" not in (tmp_path / "out.ipynb").read_text()

@@ -88,7 +88,16 @@ def test_an_unknown_name_is_refused_with_the_list(notebook):
 
 @pytest.mark.parametrize(
     "declared, value",
-    [("int", "3"), ("int", True), ("int", 2.0), ("bool", 1), ("str", 7), ("float", "5e-4"), ("list[int]", ["1"]), ("int", None)],
+    [
+        ("int", "3"),
+        ("int", True),
+        ("int", 2.0),
+        ("bool", 1),
+        ("str", 7),
+        ("float", "5e-4"),
+        ("list[int]", ["1"]),
+        ("int", None),
+    ],
 )
 def test_a_wrong_type_is_refused(notebook, declared, value):
     default = {"int": 0, "bool": False, "str": "", "float": 0.0, "list[int]": []}[declared]
@@ -119,7 +128,12 @@ def test_text_is_read_as_the_declared_type(notebook, declared, default, text, va
 
 @pytest.mark.parametrize(
     "words, reason",
-    [(["x"], "is no assignment"), (["x=1", "x=2"], "a second value"), (["x=2.5"], "does not read as one"), (["y=1"], "no parameter `y`")],
+    [
+        (["x"], "is no assignment"),
+        (["x=1", "x=2"], "a second value"),
+        (["x=2.5"], "does not read as one"),
+        (["y=1"], "no parameter `y`"),
+    ],
 )
 def test_a_wrong_assignment_is_refused(notebook, words, reason):
     with pytest.raises(Refused, match=reason):
@@ -175,9 +189,14 @@ def test_the_source_is_never_overwritten(notebook):
 def test_another_kernel_under_the_same_name_is_not_used(notebook, tmp_path, monkeypatch):
     impostor = tmp_path / "data" / "kernels" / "python3"
     impostor.mkdir(parents=True)
-    (impostor / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "python3", "language": "python"}))
+    (impostor / "kernel.json").write_text(
+        json.dumps({"argv": ["/bin/false"], "display_name": "python3", "language": "python"})
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "data"))
-    done = rerun.run(notebook("n: int = 1", "import sys; print(sys.executable == " + repr(sys.executable) + ")"), tmp_path / "out.ipynb")
+    done = rerun.run(
+        notebook("n: int = 1", "import sys; print(sys.executable == " + repr(sys.executable) + ")"),
+        tmp_path / "out.ipynb",
+    )
     assert outputs(done) == "True\n"
 
 
@@ -185,7 +204,10 @@ def test_many_at_once_in_one_folder_keep_to_their_own_kernels(notebook, tmp_path
     # TCP ports can be lost between choosing and binding them, and sockets in the working folder get mixed up
     path = notebook("n: int = 0", "print('number', n)")
     words = [sys.executable, "-m", "localdpo.cli", "rerun", path]
-    runs = [subprocess.Popen([*words, f"out-{n}.ipynb", "-p", f"n={n}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) for n in range(6)]
+    runs = [
+        subprocess.Popen([*words, f"out-{n}.ipynb", "-p", f"n={n}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for n in range(6)
+    ]
     said = [run.communicate(timeout=120)[1] for run in runs]
     assert [run.returncode for run in runs] == [0] * 6, said
     assert [outputs(tmp_path / f"out-{n}.ipynb") for n in range(6)] == [f"number {n}\n" for n in range(6)]
@@ -203,9 +225,13 @@ def test_a_long_working_folder_does_not_matter(notebook, tmp_path, monkeypatch):
 
 def test_a_killed_run_takes_its_kernel_with_it(notebook, tmp_path):
     path = notebook(
-        "n: int = 1", f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))", "import time; time.sleep(120)"
+        "n: int = 1",
+        f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))",
+        "import time; time.sleep(120)",
     )
-    run = subprocess.Popen([sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb"], stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb"], stderr=subprocess.DEVNULL
+    )
     pid = int(_wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
     run.kill()
     run.wait()
@@ -230,12 +256,16 @@ def _wait_for(condition, seconds=60):
 
 
 @pytest.mark.parametrize(
-    "words, status, said", [(["-p", "n=2"], 0, "done in"), (["-p", "m=2"], 2, "no parameter `m`"), (["-p", "n=0"], 1, "ZeroDivisionError")]
+    "words, status, said",
+    [(["-p", "n=2"], 0, "done in"), (["-p", "m=2"], 2, "no parameter `m`"), (["-p", "n=0"], 1, "ZeroDivisionError")],
 )
 def test_the_exit_status_tells(notebook, tmp_path, words, status, said):
     path = notebook("n: int = 1", "1 / n")
     done = subprocess.run(
-        [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb", *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == status and said in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "out.ipynb").exists() == (status != 2)
@@ -243,7 +273,10 @@ def test_the_exit_status_tells(notebook, tmp_path, words, status, said):
 
 def test_without_an_out_the_parameters_are_listed(notebook):
     done = subprocess.run(
-        [sys.executable, "-m", "localdpo.cli", "rerun", notebook("n: int = 1  # how many")], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "localdpo.cli", "rerun", notebook("n: int = 1  # how many")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "n: int = 1  # how many\n"
 
@@ -251,7 +284,9 @@ def test_without_an_out_the_parameters_are_listed(notebook):
 def test_progress_is_shown_on_a_terminal(notebook, terminal, tmp_path):
     ours, theirs = terminal
     subprocess.run(
-        [sys.executable, "-m", "localdpo.cli", "rerun", notebook("n: int = 1", "n"), tmp_path / "out.ipynb"], stderr=theirs, check=True
+        [sys.executable, "-m", "localdpo.cli", "rerun", notebook("n: int = 1", "n"), tmp_path / "out.ipynb"],
+        stderr=theirs,
+        check=True,
     )
     os.close(theirs)
     assert re.search(r"small: +\d+%", os.read(ours, 100_000).decode())

@@ -68,7 +68,9 @@ def test_names_stand_left_of_their_rows():
     named = contact_sheet({"winner": CLIP, "loser": CLIP})
     margin = named.shape[1] - plain.shape[1]
     assert np.array_equal(named[:, margin:], plain)
-    assert (named[:64, :margin] < 128).any() and (named[66:, :margin] < 128).any() and (named[64:66, :margin] == 255).all()
+    assert (
+        (named[:64, :margin] < 128).any() and (named[66:, :margin] < 128).any() and (named[64:66, :margin] == 255).all()
+    )
 
 
 def test_a_short_clip_is_shown_whole_and_once():
@@ -76,7 +78,9 @@ def test_a_short_clip_is_shown_whole_and_once():
     assert contact_sheet(Clip(CLIP, 8.0), n=1).shape == contact_sheet([Clip(CLIP, 8.0)], n=1).shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("clips", [[], {}, CLIP[0], CLIP / 255, [CLIP, CLIP[:5]], {"a": CLIP, "b": CLIP[:, :32]}, [None], CLIP[:0]])
+@pytest.mark.parametrize(
+    "clips", [[], {}, CLIP[0], CLIP / 255, [CLIP, CLIP[:5]], {"a": CLIP, "b": CLIP[:, :32]}, [None], CLIP[:0]]
+)
 def test_what_makes_no_sheet_is_refused(clips):
     with pytest.raises(Refused, match="contact sheet"):
         contact_sheet(clips)

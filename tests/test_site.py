@@ -11,7 +11,9 @@ import pytest
 from localdpo import paths, site
 from localdpo.errors import Refused
 
-pytestmark = pytest.mark.filterwarnings("ignore::sphinx.deprecation.RemovedInSphinx11Warning")  # myst-parser's, not ours
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::sphinx.deprecation.RemovedInSphinx11Warning"
+)  # myst-parser's, not ours
 
 FETCHED = {
     "script": "src",
@@ -93,7 +95,9 @@ def test_the_side_bar_is_in_reading_order(html):
 
 def test_the_reference_shows_signatures_in_the_order_of_the_source(html):
     page = html["api/localdpo.paths.html"]
-    places = [page.index(f'id="localdpo.paths.{name}"') for name in ("root", "reports", "atomic", "write_text", "write_json")]
+    places = [
+        page.index(f'id="localdpo.paths.{name}"') for name in ("root", "reports", "atomic", "write_text", "write_json")
+    ]
     assert places == sorted(places) and '<span class="n"><span class="pre">profile</span></span>' in page
 
 
@@ -139,7 +143,13 @@ def checkout(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"cells": [', "<<<<<<< ours", '{"cells": [{"cell_type": "code"}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}', ""]
+    "text",
+    [
+        '{"cells": [',
+        "<<<<<<< ours",
+        '{"cells": [{"cell_type": "code"}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}',
+        "",
+    ],
 )
 def test_a_broken_notebook_is_named_and_the_old_site_stays(checkout, text):
     old = checkout / "_docs/html/index.html"

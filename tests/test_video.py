@@ -19,7 +19,17 @@ from localdpo.video import read, write, write_lossless
 CLIP = demo_clip(seed=3, frames=24)
 
 
-def film(path, frames=CLIP, codec="libx264", layout="yuv420p", rate=24, stamps=None, options=(), setup=None, **container_options):
+def film(
+    path,
+    frames=CLIP,
+    codec="libx264",
+    layout="yuv420p",
+    rate=24,
+    stamps=None,
+    options=(),
+    setup=None,
+    **container_options,
+):
     "A video made by the library alone, so that it can have the faults that `write` would not let through."
     with av.open(str(path), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=rate, options=dict(options))
@@ -83,7 +93,9 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"not a film\n" * 500, b"x", bytes(4000), bytes(range(256)) * 40], ids=["text", "byte", "zeros", "pattern"]
+    "content",
+    [b"not a film\n" * 500, b"x", bytes(4000), bytes(range(256)) * 40],
+    ids=["text", "byte", "zeros", "pattern"],
 )
 def test_bytes_that_are_no_video_are_refused(tmp_path, content):
     (tmp_path / "notes.mp4").write_bytes(content)
@@ -362,7 +374,9 @@ def test_sound_beside_the_pictures_does_no_harm(tmp_path):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=24)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        packets = [p for image in CLIP for p in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))] + stream.encode()
+        packets = [
+            p for image in CLIP for p in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))
+        ] + stream.encode()
         sound(container, seconds=3)  # longer than the film
         container.mux(packets)
     assert len(read(path).frames) == 24
@@ -374,7 +388,9 @@ def test_a_trimmed_film_is_not_taken_for_a_cut_one(tmp_path):
     whole, data = read(path).frames, bytearray(path.read_bytes())
     entry = data.index(b"elst") + 12
     length, start = struct.unpack(">Ii", data[entry : entry + 8])
-    data[entry : entry + 8] = struct.pack(">Ii", length - 5 * 1000 // 24, start + 5 * 512)  # five frames fewer, at the front
+    data[entry : entry + 8] = struct.pack(
+        ">Ii", length - 5 * 1000 // 24, start + 5 * 512
+    )  # five frames fewer, at the front
     path.write_bytes(data)
     assert np.array_equal(read(path).frames, whole[5:])
 
@@ -442,7 +458,9 @@ def test_the_bytes_do_not_depend_on_what_was_in_memory(tmp_path):
     seen = []
     for fill in ("0", "200"):
         (folder := tmp_path / fill).mkdir()
-        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env={**os.environ, "MALLOC_PERTURB_": fill})
+        subprocess.run(
+            [sys.executable, "-c", code, str(folder)], check=True, env={**os.environ, "MALLOC_PERTURB_": fill}
+        )
         seen.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert seen[0] == seen[1] and len(seen[0]) == 3
 
@@ -520,4 +538,6 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_importing_the_modules_loads_no_heavy_library():
     code = "import sys, localdpo.sheets, localdpo.video; print([m for m in ('torch', 'torchvision', 'av', 'PIL', 'IPython') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
