@@ -82,6 +82,8 @@ def test_words_behind_two_dashes_reach_snakemake(tmp_path):
         "rerun",
         "info",
         "cli",
+        "world",
+        "pools",
     ],
 )
 def test_importing_a_module_is_light(module):
