@@ -13,6 +13,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# An environment does not survive being moved: its marker names the place it was made for.
+MOVED := $(shell test ! -f $(READY) || test "$$(cat $(READY))" = "$(CURDIR)" || rm -rf .venv)
+
 help:  ## list the targets
 	@echo "make paper is the main job, make test proves that it works here. Targets:"
 	@grep -hE '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
@@ -22,12 +25,12 @@ setup: $(READY)  ## create .venv and install everything (the other targets do it
 
 # Marked ready only at the end, so that an interrupted set-up goes on with the same command.
 $(READY): constraints.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found: install one, or name it with make PYTHON=/path/to/python3"; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "no Python 3.11 or newer was found: install one, or name it with make PYTHON=/path/to/python3"; exit 2; }
 	@echo "setting up .venv with $$($(PYTHON) --version): a few minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "python -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
-	@$(PIP) $(TORCH_ARGS) torch
-	@$(PIP) --editable '.[rerun,docs,dev]'
-	@touch $@
+	@echo "installing torch" && $(PIP) $(TORCH_ARGS) torch
+	@echo "installing the rest" && $(PIP) --editable '.[rerun,docs,dev]'
+	@echo "$(CURDIR)" > $@
 
 paper: $(READY)  ## rerun the paper (PROFILE=tour) into reports/
 	@$(BIN)/localdpo paper --profile $(PROFILE)
@@ -47,8 +50,8 @@ docs: $(READY)  ## build the documentation, offline, into _docs/html
 	@$(BIN)/python -m localdpo.site
 
 export: $(READY)  ## notebooks -> package and README.md, then clean the notebooks
-	@$(BIN)/ruff format -q nbs && $(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python -m localdpo.dev readme
+	@$(BIN)/ruff format nbs && $(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python -m localdpo.dev readme
 
-clean:  ## remove what can be made again, but not reports/
+clean:  ## remove what can be made again (.venv too), but not reports/
 	@rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,8 +13,11 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import sys
+import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -67,6 +70,8 @@ def read_profile(config, **kinds):
         why = f"has no `{name}`" if name in kinds else f"has a key `{name}` that its graph does not read"
         raise Refused(where, why, f"its keys are about, {', '.join(kinds)}")
     for name, kind in kinds.items():
+        if given[name] == []:
+            raise Refused(where, f"`{name}` is empty", "name at least one")
         fits = isinstance(given[name], (int, float) if kind is float else kind)  # 1 is a fine noise level
         if not fits or isinstance(given[name], bool) != (kind is bool):
             raise Refused(where, f"`{name}` is {given[name]!r}", f"write a value of type {kind.__name__}")
@@ -132,14 +137,15 @@ class _Watched:
         return getattr(self, str(name))
 
 
-def _rules(snakefile, config):
+def _rules(snakefile, config, folder=None):
     "The rules of a Snakefile under a profile; what the Snakefile refuses is raised here, before anything runs."
     from snakemake.api import ConfigSettings, OutputSettings, ResourceSettings, SnakemakeApi
     from snakemake.settings.enums import Quietness
 
-    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+    with tempfile.TemporaryDirectory() as elsewhere, SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        workdir = folder if folder and folder.is_dir() else Path(elsewhere)  # Snakemake leaves a folder where it looks
         settings = dict(resource_settings=ResourceSettings(), config_settings=ConfigSettings(config=config))
-        return list(api.workflow(snakefile=Path(snakefile), **settings)._workflow.rules)
+        return list(api.workflow(snakefile=Path(snakefile).resolve(), workdir=workdir, **settings)._workflow.rules)
 
 
 def lint(snakefile=SNAKEFILE, config=None):
@@ -175,7 +181,19 @@ SLURM = {
 
 def _slurm_words(text):
     "`partition=gpu,account=me,jobs=32` as words for Snakemake."
+    if not find_spec("snakemake_executor_plugin_slurm"):
+        raise Refused(
+            "--slurm",
+            "needs Snakemake's plugin for Slurm, which is not installed",
+            "install it: pip install -c constraints.txt -e '.[slurm]'",
+        )
     given = dict(part.partition("=")[::2] for part in text.split(",") if part)
+    if not all(given.values()) or not given.get("jobs", "1").isdigit():
+        raise Refused(
+            f"--slurm {text}",
+            "is not a list of name=value with a number of jobs",
+            "write it like partition=gpu,jobs=32",
+        )
     if unknown := given.keys() - {*SLURM, "jobs"}:
         raise Refused(
             f"--slurm {text}",
@@ -216,6 +234,7 @@ class _Chatter(logging.Filter):
         "Elapsed time",
         "Using shell",
         "Provided",
+        "Rules claiming",
     )
 
     def filter(self, record):
@@ -246,9 +265,14 @@ def run(profile, folder=None, *, dry_run=False, **options):
     folder = Path(folder or paths.reports(path.stem)).resolve()
     words = arguments(profile, folder, dry_run=dry_run, **options)
     with leases.environment(LOCALDPO_PROFILE=str(path), LOCALDPO_ROOT=str(paths.root())):
-        _rules(options.get("snakefile", SNAKEFILE), load_profile(path))
+        _rules(options.get("snakefile", SNAKEFILE), load_profile(path), folder)
         if dry_run:
-            return _snakemake(words)
+            new = not folder.exists()
+            try:
+                return _snakemake(words)
+            finally:
+                if new:
+                    shutil.rmtree(folder, ignore_errors=True)  # Snakemake made it to look into it
         with leases.sole_run(folder):
             if any(folder.glob(".snakemake/locks/*")):
                 print("a killed run left its locks: unlocking, then going on where it stopped", file=sys.stderr)

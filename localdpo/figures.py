@@ -109,9 +109,11 @@ def film_strip(rows, columns=5, size=1.1):
     "A figure with one row of frames for each entry of `rows` (name -> clip, mask or map)."
     rows = {name: _pixels(row) for name, row in rows.items()}
     lengths = {name: len(row) for name, row in rows.items()}
-    if len(set(lengths.values())) != 1:
+    if len(set(lengths.values())) != 1:  # none at all, or several
         raise Refused(f"rows of {lengths} frames", "cannot share their columns", "pass clips of one length")
-    moments = np.linspace(0, len(next(iter(rows.values()))) - 1, columns).round().astype(int)
+    length = lengths.popitem()[1]
+    columns = min(columns, length)
+    moments = np.linspace(0, length - 1, columns).round().astype(int)
     figure, grid = new(columns * size + 0.9, len(rows) * size + 0.25, nrows=len(rows), ncols=columns, squeeze=False)
     for axes, (name, row) in zip(grid, rows.items(), strict=True):
         for ax, t in zip(axes, moments, strict=True):

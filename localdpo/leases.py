@@ -66,7 +66,7 @@ LEADER = "LOCALDPO_LEADER"  # host:pid:folder of the run that started this step
 def sole_run(folder, patience=60.0):
     "Be the only run that writes `folder`, for the length of the block."
     folder = Path(folder).resolve()
-    with _locked(folder / ".run", fcntl.LOCK_EX) as mine:
+    with _locked(folder / ".run", fcntl.LOCK_EX, patience=1.0) as mine:  # a killed run needs a moment to die
         if mine is None:
             raise Refused(
                 folder,
@@ -102,7 +102,9 @@ def job():
     if not folder:
         yield
         return
-    with _locked(Path(folder) / ".steps", fcntl.LOCK_SH, patience=60.0):
+    with _locked(Path(folder) / ".steps", fcntl.LOCK_SH, patience=60.0) as sharing:
+        if sharing is None:
+            raise Refused(folder, "is being taken over by a new run", "let that run make this step")
         if host == platform.node():  # on another host the batch system looks after its jobs
             threading.Thread(target=_end_with, args=(int(pid),), daemon=True).start()
         yield
@@ -111,8 +113,10 @@ def job():
 def _end_with(leader):
     import psutil
 
-    while psutil.pid_exists(leader):
-        time.sleep(0.5)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        run = psutil.Process(leader)
+        while run.is_running() and run.status() != psutil.STATUS_ZOMBIE:  # dead, though nobody has asked for its status
+            time.sleep(0.5)
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             child.kill()
@@ -134,6 +138,8 @@ def present():
 @contextlib.contextmanager
 def devices(count, patience=float("inf")):
     "Lease `count` devices for the block and show this process only those; yields their names."
+    if count < 0:
+        raise Refused(f"--gpus {count}", "is no number of devices", "give 0 or more")
     if not count:
         yield []
         return

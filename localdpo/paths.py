@@ -17,7 +17,8 @@ from .errors import Refused
 
 # %% ../nbs/02_paths.ipynb #8164dac4
 def _is_checkout(folder):
-    return (folder / "settings.ini").is_file() and (folder / "nbs").is_dir()
+    settings = folder / "settings.ini"  # every nbdev project has one, and an nbs/ beside it
+    return (folder / "nbs").is_dir() and settings.is_file() and "lib_name = localdpo\n" in settings.read_text()
 
 
 def root():
@@ -80,7 +81,7 @@ def atomic(path):
         os.replace(temporary, path)
         _flush(path.parent)  # the new name, too, must survive a power cut
     except OSError as error:
-        if error.filename not in (None, name):  # some other file failed inside the block
+        if error.errno is None or error.filename not in (None, name):  # something else failed inside the block
             raise
         raise Refused(
             path,

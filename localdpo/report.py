@@ -34,12 +34,14 @@ math[display=block]{margin:1rem 0;font-size:1.1rem}blockquote{margin:0 0 1rem;co
 def step(notebook):
     "What an executed notebook says of its run: name, parameters, seconds, and its error if it failed."
     nb = nbformat.read(notebook, as_version=4)
+    made = nb.metadata.get("localdpo", {})
     log = nb.metadata.get("papermill", {})
     errors = [output for cell in nb.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     return {
         "name": notebook.stem,
         "parameters": dict(log.get("parameters", {})),
         "seconds": log.get("duration"),
+        "facts": dict(made),
         "failed": f"{errors[0].ename}: {errors[0].evalue}" if errors else None,
     }
 
@@ -144,8 +146,25 @@ def _files(folder, sub):
     return sorted(path for path in (folder / sub).glob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def build(folder, about=""):
-    "Write `index.html`, a page for each executed notebook, and `manifest.json` into `folder`; returns the page."
+def _origin(steps):
+    "Where the steps ran and with what: one line when they agree, else one for each difference."
+    lines = {}
+    for made in steps.values():
+        facts = made["facts"] or {"host": "unknown", "packages": {}}
+        packages = ", ".join(f"{name} {v}" for name, v in facts["packages"].items())
+        key = f"commit {facts.get('commit') or 'unknown'}, {facts['host']} ({facts.get('system')}), Python {facts.get('python')}, {packages}"
+        lines.setdefault(key, []).append((facts.get("date", ""), made["name"]))
+    several = len(lines) > 1
+    return "<br>".join(
+        escape(
+            f"measured here, {min(runs)[0]}: {key}" + (f" [{', '.join(name for _, name in runs)}]" if several else "")
+        )
+        for key, runs in lines.items()
+    )
+
+
+def build(folder, about="", names=()):
+    "Write `index.html`, a page for each executed notebook, and `manifest.json` into `folder`; `names`: show only these results."
     folder = Path(folder).resolve()
     if not (folder / "notebooks").is_dir():
         raise Refused(
@@ -153,33 +172,35 @@ def build(folder, about=""):
             "holds no run (no notebooks/ in it)",
             "name a folder that `localdpo paper` has written, such as reports/tour",
         )
-    notebooks = [path for path in _files(folder, "notebooks") if path.suffix == ".ipynb"]
+
+    def listed(sub):  # what an earlier profile or a refused step left in the folder is no result of this one
+        return [path for path in _files(folder, sub) if path.stat().st_size and (not names or path.stem in names)]
+
+    notebooks = [path for path in listed("notebooks") if path.suffix == ".ipynb"]
     steps = {path.stem: step(path) for path in notebooks}
     for path in notebooks:
         _page_of(path)
     facts = info.provenance()
-    packages = ", ".join(f"{name} {v}" for name, v in facts["packages"].items())
     page = [
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>localdpo: {folder.name}</title><style>{LOOK}</style>",
         f'<h1>{escape(folder.name)}</h1><p class="about">{escape(about)}</p>',
-        f'<p class="facts">measured here: localdpo {facts["localdpo"]}, commit {facts["commit"] or "unknown"}, {facts["date"]}, {escape(facts["host"])} '
-        f"({facts['system']}), Python {facts['python']}<br>{packages}</p>",
-        _gallery("Figures", _files(folder, "figures"), folder, steps),
-        _gallery("Clips", _files(folder, "media"), folder, steps),
-        _numbers(path for path in _files(folder, "tables") if path.suffix == ".json"),
+        f'<p class="facts">{_origin(steps)}</p>',
+        _gallery("Figures", listed("figures"), folder, steps),
+        _gallery("Clips", listed("media"), folder, steps),
+        _numbers(path for path in listed("tables") if path.suffix == ".json"),
         _log(steps),
         '<p class="facts"><a href="manifest.json">manifest</a>: every file with its hash</p>',
     ]
     paths.write_text(folder / "index.html", "\n".join(page))
-    listed = [path for sub in ("figures", "media", "tables", "notebooks") for path in _files(folder, sub)]
-    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in listed}
+    files = [path for sub in ("figures", "media", "tables", "notebooks") for path in listed(sub)]
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     paths.write_json(
         folder / "manifest.json", {"about": about, **facts, "steps": list(steps.values()), "sha256": hashes}
     )
     return folder / "index.html"
 
-# %% ../nbs/83_report.ipynb #a05a3ad5
+# %% ../nbs/83_report.ipynb #5700ca2d
 if (
     __name__ == "__main__" and "__file__" in globals()
-):  # run as `python -m localdpo.report FOLDER ABOUT`, not as a notebook
-    build(*sys.argv[1:])
+):  # run as `python -m localdpo.report FOLDER ABOUT NAME...`, not as a notebook
+    build(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -8,10 +8,13 @@ __all__ = ['TYPES', 'Parameter', 'parameters', 'check', 'parse', 'run', 'add_arg
 # %% ../nbs/81_rerun.ipynb #36728398
 import ast
 import contextlib
+import math
 import os
 import re
+import select
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import Any, Optional
 import nbformat
 from pydantic import TypeAdapter, ValidationError
 
-from . import leases, paths
+from . import info, leases, paths
 from .errors import Failed, Refused
 
 # %% ../nbs/81_rerun.ipynb #b6af8049
@@ -98,19 +101,23 @@ def parameters(notebook):
             "set or remove the tag in JupyterLab's property inspector",
         )
     for cell in cells:
-        if found := re.search(r"^\s*#\|\s*eval:\s*false.*$|^.*\bnbdev_export\(.*$", cell.source, re.M):
+        if found := re.search(r"^\s*#\s*\|.*$|^.*\bnbdev_export\(.*$", cell.source, re.M):
             why = f"`{found[0].strip()}` means nothing to papermill: the cell would run"
             raise Refused(
                 notebook, why, "a notebook that is rerun holds no nbdev directives; remove the line or the cell"
             )
     lines = tagged[0].source.splitlines()
-    body = [
-        s
-        for s in ast.parse(tagged[0].source).body
-        if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
-    ]
-    found = [_parameter(statement, lines, notebook) for statement in body]
-    return {parameter.name: parameter for parameter in found}
+    try:
+        body = ast.parse(tagged[0].source).body
+    except SyntaxError as error:
+        raise Refused(notebook, f"its parameters cell is no Python ({error})", "mend the cell") from None
+    body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    found = {}
+    for parameter in (_parameter(statement, lines, notebook) for statement in body):
+        if parameter.name in found:
+            raise Refused(notebook, f"declares `{parameter.name}` twice", "keep one of the two")
+        found[parameter.name] = parameter
+    return found
 
 # %% ../nbs/81_rerun.ipynb #01133ae6
 def _refuse(notebook, known, why):
@@ -128,6 +135,8 @@ def check(notebook, values):
             known[name].adapter.validate_python(value, strict=True)
         except ValidationError:
             _refuse(notebook, known, f"parameter `{name}` is {known[name].declared}, and {value!r} is not")
+        if isinstance(value, float) and not math.isfinite(value):
+            _refuse(notebook, known, f"parameter `{name}` is {value}, which no result can depend on")
     return dict(values)
 
 
@@ -150,7 +159,7 @@ def parse(notebook, assignments):
                 values[name] = adapter.validate_json(text)  # lists, dicts and null
         if name not in values:
             _refuse(notebook, known, f"parameter `{name}` is {known[name].declared}, and `{text}` does not read as one")
-    return values
+    return check(notebook, values)
 
 # %% ../nbs/81_rerun.ipynb #3634c6b5
 def _kernel_manager(sockets):
@@ -180,19 +189,29 @@ def _kernel_manager(sockets):
     return OwnKernel
 
 
+def _relay(pipe, name, over):
+    "Print what the notebook writes to `pipe`, under its name, until it is over."
+    while select.select([pipe], [], [], 0.1)[0] or not over.is_set():
+        with contextlib.suppress(BlockingIOError):
+            for line in os.read(pipe, 65536).decode(errors="replace").splitlines():
+                print(f"{name}: {line}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
-def _surroundings():
-    "A private folder for the sockets, and the terminal to which the notebook's progress goes."
-    terminal = Path(f"/proc/{os.getpid()}/fd/2")
-    ours = {
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **({"LOCALDPO_PROGRESS": str(terminal)} if terminal.exists() else {}),
-    }
-    with (
-        tempfile.TemporaryDirectory(prefix="ldpo-", dir="/tmp", ignore_cleanup_errors=True) as sockets,
-        leases.environment(**ours),
-    ):
-        yield sockets
+def _surroundings(name):
+    "A private folder for the sockets, and a pipe through which the notebook's progress reaches our terminal or log."
+    with tempfile.TemporaryDirectory(prefix="ldpo-", dir="/tmp", ignore_cleanup_errors=True) as sockets:
+        os.mkfifo(f"{sockets}/progress")
+        pipe, over = os.open(f"{sockets}/progress", os.O_RDWR | os.O_NONBLOCK), threading.Event()
+        relay = threading.Thread(target=_relay, args=(pipe, name, over), daemon=True)
+        relay.start()
+        try:
+            with leases.environment(PYDEVD_DISABLE_FILE_VALIDATION="1", LOCALDPO_PROGRESS=f"{sockets}/progress"):
+                yield sockets
+        finally:
+            over.set()
+            relay.join()
+            os.close(pipe)
 
 # %% ../nbs/81_rerun.ipynb #da109ab1
 def _places():
@@ -219,7 +238,9 @@ def _failure(error, notebook, out):
     "The one line that says where and why, for any way a notebook can end badly."
     cell = f", cell {error.exec_count}" if getattr(error, "exec_count", None) else ""
     reason = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else f"{type(error).__name__}: {error}"
-    return Failed(f"{notebook}{cell}: {reason}\n  -> the executed copy with the traceback is {out}")
+    return Failed(
+        f"{notebook}{cell}: {reason}\n  -> what was executed is in {out}" if out.exists() else f"{notebook}: {reason}"
+    )
 
 
 def run(notebook, out, values=None, *, cell_timeout=None):
@@ -233,13 +254,19 @@ def run(notebook, out, values=None, *, cell_timeout=None):
     if out.suffix != ".ipynb" or out.resolve() == notebook.resolve():
         raise Refused(out, "cannot hold the executed copy", "name another file that ends in .ipynb")
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are refusals here
-    out.parent.mkdir(parents=True, exist_ok=True)
     working = out.with_name(
         f".{out.stem}-running.ipynb"
     )  # papermill saves it cell by cell: a glimpse of a run under way
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        working.touch()
+    except OSError as problem:
+        raise Refused(
+            out, f"cannot be written ({problem.strerror})", "choose a folder that is yours and has room"
+        ) from problem
     error = None
     try:
-        with _surroundings() as sockets:
+        with _surroundings(out.stem) as sockets:
             papermill.execute_notebook(
                 notebook, working, values, kernel_name="python3", language="python", kernel_manager_class=_kernel_manager(sockets),
                 progress_bar=sys.stderr.isatty() and {"desc": notebook.stem, "leave": False}, cwd=Path.cwd(), start_timeout=120, execution_timeout=cell_timeout,
@@ -247,9 +274,11 @@ def run(notebook, out, values=None, *, cell_timeout=None):
     except Exception as problem:
         error = problem
     finally:
-        if working.exists():
-            paths.write_text(out, _without_places(working.read_text(encoding="utf-8")))
-            working.unlink()
+        if text := working.read_text(encoding="utf-8"):
+            nb = nbformat.reads(_without_places(text), as_version=4)
+            nb.metadata["localdpo"] = info.provenance()
+            paths.write_text(out, nbformat.writes(nb) + "\n")
+        working.unlink()
     if error:
         raise _failure(error, notebook, out) from error
     return out
@@ -273,10 +302,10 @@ def add_arguments(parser):
 
 def main(args):
     "Execute one notebook, or list what it takes."
+    values = parse(args.notebook, args.parameter)
     if not args.out:
         print("\n".join(str(p) for p in parameters(args.notebook).values()) or "no parameters")
         return
-    values = check(args.notebook, parse(args.notebook, args.parameter))
     with leases.job(), leases.devices(args.gpus):
         started = time.monotonic()
         run(args.notebook, args.out, values, cell_timeout=args.cell_timeout)

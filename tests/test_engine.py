@@ -15,20 +15,20 @@ from localdpo import engine, paths
 from localdpo.errors import Refused
 
 SNAKEFILE = """
-import sys
+import shlex, sys
 from localdpo import engine
 sizes = engine.read_profile(config, parts=list, word=str)
-rerun = f"{sys.executable} -m localdpo.cli rerun"
+rerun = f"{shlex.quote(sys.executable)} -m localdpo.cli rerun"
 
 rule all:
     input: "whole.txt"
 
 rule part:
-    input: notebook=ancient("part.ipynb")
+    input: notebook=ancient(f"{workflow.basedir}/part.ipynb")
     output: "part-{n}.txt"
-    params: n=lambda w: w.n, word=sizes["word"], code=engine.fingerprint("part.ipynb")
+    params: n=lambda w: w.n, word=sizes["word"], code=engine.fingerprint(f"{workflow.basedir}/part.ipynb")
     log: notebook="notebooks/part-{n}.ipynb"
-    shell: rerun + " {input.notebook} {log.notebook} -p n={params.n} -p word={params.word} -p out={output}"
+    shell: rerun + " {input.notebook:q} {log.notebook} -p n={params.n} -p word={params.word} -p out={output}"
 
 rule whole:
     input: expand("part-{n}.txt", n=sizes["parts"])
@@ -146,6 +146,8 @@ def test_a_dry_run_says_why_and_writes_nothing(graph):
     status, said = graph("dry_run=True")
     assert status == 0 and "reason: Missing output files: part-0.txt" in said
     assert not dates(graph.folder) and not (graph.folder / "notebooks").exists()
+    subprocess.run([sys.executable, "-c", RUN.replace("'.'", "'new'").replace("cores=2", "dry_run=True")], check=True)
+    assert not (graph.folder / "new").exists()
     graph()
     (graph.folder / "graph.yaml").write_text(yaml.safe_dump({"about": "other", "parts": [0, 1], "word": "other"}))
     status, said = graph("dry_run=True")
@@ -263,13 +265,25 @@ def test_an_unknown_profile_is_refused_with_the_list():
         engine.run("tours")
 
 
-def test_slurm_words_become_resources():
+@pytest.fixture
+def slurm(monkeypatch):
+    monkeypatch.setattr(engine, "find_spec", lambda name: True)  # as if the extra `slurm` were installed
+
+
+def test_slurm_without_its_plugin_is_refused_with_the_command():
+    if engine.find_spec("snakemake_executor_plugin_slurm"):
+        pytest.skip("the plugin is installed")
+    with pytest.raises(Refused, match=r"needs Snakemake's plugin.*\n.*pip install"):
+        engine.run("tour", slurm="partition=gpu", dry_run=True)
+
+
+def test_slurm_words_become_resources(slurm):
     words = engine.arguments("tour", "out", slurm="partition=gpu,account=me,jobs=8,runtime=240")
     assert words[words.index("--executor") + 1] == "slurm" and words[words.index("--jobs") + 1] == "8"
     assert {"slurm_partition=gpu", "slurm_account=me", "runtime=240"} <= set(words) and "--cores" not in words
 
 
-def test_a_misspelt_slurm_word_is_refused():
+def test_a_misspelt_slurm_word_is_refused(slurm):
     with pytest.raises(Refused, match="does not know partitoin"):
         engine.arguments("tour", "out", slurm="partitoin=gpu")
 
@@ -282,6 +296,12 @@ def test_a_run_beside_a_run_is_refused(graph):
     assert status == 1 and f"process {first.pid}" in said
     (graph.folder / "pause-0").unlink()
     assert first.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("words", ["jobs", "jobs=x", "partition=,jobs=2"])
+def test_half_a_slurm_word_is_refused(slurm, words):
+    with pytest.raises(Refused, match="is not a list of name=value"):
+        engine.arguments("tour", "out", slurm=words)
 
 
 # -- the tour itself -----------------------------------------------------------------------------------------------------
@@ -309,6 +329,16 @@ def test_the_tour_makes_a_page_that_stands_alone(tmp_path):
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     for link in re.findall(r'href="([^"#]+)"', page):
         assert (tmp_path / "out" / link).exists(), link
+    (tmp_path / "out" / "notebooks" / "tour-a.ipynb").touch()  # as a refused step leaves it
+    shutil.copy(
+        tmp_path / "out" / "tables" / "tour-5.json", tmp_path / "out" / "tables" / "tour-4.json"
+    )  # another profile's
+    (tmp_path / "out" / "manifest.json").unlink()
+    subprocess.run(words, check=True, capture_output=True)
+    assert (tmp_path / "out" / "manifest.json").exists() and (tmp_path / "out" / "index.html").read_text().count(
+        "<td>5</td>"
+    ) == 1
+    assert "tour-a" not in (tmp_path / "out" / "index.html").read_text()
     numbers = json.loads((tmp_path / "out" / "tables" / "tour-5.json").read_text())
     assert numbers["first_loss"] == pytest.approx(0.6931, abs=1e-4) and numbers["noise_alpha"] == 0.8
     for path in (tmp_path / "out").rglob("*.ipynb"):

@@ -38,6 +38,19 @@ def test_without_a_checkout_the_next_step_is_named(tmp_path):
     assert "clone the repository" in done.stdout
 
 
+def test_another_nbdev_project_is_not_taken_for_ours(monkeypatch, tmp_path):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = other\n")
+    monkeypatch.chdir(tmp_path)
+    assert paths.root() != tmp_path
+
+
+def test_an_error_of_the_work_is_not_blamed_on_the_disk(tmp_path):
+    with pytest.raises(OSError, match="decoder broke") as caught, paths.atomic(tmp_path / "a.txt"):
+        raise OSError("decoder broke")
+    assert not isinstance(caught.value, Refused)
+
+
 def test_the_cache_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCALDPO_CACHE", str(tmp_path))
     assert paths.cache() == tmp_path

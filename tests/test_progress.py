@@ -30,8 +30,20 @@ def test_a_notebook_reports_to_the_terminal_of_its_rerun(notebook, tmp_path):
         text=True,
         check=True,
     )
-    assert "work: 3/3 clips" in done.stderr
+    assert "out: work: 3/3 clips" in done.stderr
     assert "3/3" not in (tmp_path / "out.ipynb").read_text()
+
+
+def test_a_log_file_loses_no_line(notebook, tmp_path):
+    path = notebook("n: int = 3", COUNT)
+    with open(tmp_path / "log", "w") as log:
+        log.write("before\n")
+        log.flush()
+        words = [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb"]
+        subprocess.run(words, stdout=log, stderr=log, check=True)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "before" and lines[-1].startswith("small.ipynb done") and len(lines) >= 4
+    assert all(line.startswith("out: work: ") for line in lines[1:-1])
 
 
 def test_a_terminal_that_is_gone_does_not_stop_the_work(tmp_path):

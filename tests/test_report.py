@@ -51,6 +51,17 @@ def test_the_manifest_has_the_hash_of_every_file(run):
     assert manifest["commit"] is None or re.match(r"[0-9a-f]{12}(\+edits)?$", manifest["commit"])
 
 
+def test_steps_of_different_origin_are_told_apart(run):
+    for name, commit in {"good": "aaaa", "bad": "bbbb"}.items():
+        path = run / "notebooks" / f"{name}.ipynb"
+        nb = nbformat.read(path, as_version=4)
+        nb.metadata["localdpo"] = {"commit": commit, "host": "h", "date": "2026", "packages": {"torch": "2"}}
+        nbformat.write(nb, path)
+    page = report.build(run).read_text()
+    assert "commit aaaa" in page and "commit bbbb" in page and "[good]" in page
+    assert "commit bbbb" not in report.build(run, names=["good"]).read_text()
+
+
 def test_large_media_are_linked_and_small_ones_are_inside(run):
     (run / "media" / "large.mp4").write_bytes(b"x" * (report.EMBEDDED + 1))
     page = report.build(run).read_text()

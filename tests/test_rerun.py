@@ -48,6 +48,8 @@ def test_cleaning_keeps_the_tag(notebook, tmp_path):
         ("n: int = 2\ntwice: int = 2 * n", "is computed"),
         ("n: int = '2'", "is not of its own type"),
         ("n: Path = 'x'", "is no type"),
+        ("n: int = ", "is no Python"),
+        ("n: int = 1\nn: int = 2", "declares `n` twice"),
     ],
 )
 def test_a_parameters_cell_that_leaves_doubt_is_refused(notebook, source, reason):
@@ -63,7 +65,9 @@ def test_every_kind_of_parameter_is_seen(notebook):
     assert found["c"].help == "share, 0 to 1" and found["d"].help == "é #2"
 
 
-@pytest.mark.parametrize("cell", ["#| eval: false\nx = 1", "import nbdev; nbdev.nbdev_export()"])
+@pytest.mark.parametrize(
+    "cell", ["#| eval: false\nx = 1", "# | eval: false\nx = 1", "#| gpu\nx = 1", "import nbdev; nbdev.nbdev_export()"]
+)
 def test_nbdev_directives_are_refused(notebook, cell):
     # nbdev skips such cells, papermill runs them
     with pytest.raises(Refused, match="means nothing to papermill"):
@@ -178,6 +182,23 @@ def test_a_cell_that_takes_too_long_is_stopped(notebook, tmp_path):
         rerun.run(notebook("n: int = 1", "import time; time.sleep(60)"), tmp_path / "out.ipynb", cell_timeout=1)
 
 
+def test_an_out_that_cannot_be_written_is_refused_before_the_run(notebook, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match=r"file/out.ipynb: cannot be written"):
+        rerun.run(notebook("n: int = 1", "import time; time.sleep(60)"), tmp_path / "file" / "out.ipynb")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_refused(notebook, value):
+    with pytest.raises(Refused, match="no result can depend on"):
+        rerun.check(notebook("x: float = 0.5"), {"x": value})
+
+
+def test_the_copy_says_what_ran_it(notebook, tmp_path):
+    done = rerun.run(notebook("n: int = 1"), tmp_path / "out.ipynb")
+    assert {"commit", "date", "host", "packages"} <= set(json.loads(done.read_text())["metadata"]["localdpo"])
+
+
 def test_the_source_is_never_overwritten(notebook):
     path = notebook("n: int = 1")
     before = path.read_bytes()
@@ -269,6 +290,11 @@ def test_the_exit_status_tells(notebook, tmp_path, words, status, said):
     )
     assert done.returncode == status and said in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "out.ipynb").exists() == (status != 2)
+
+
+def test_a_wrong_name_is_refused_even_when_only_listing(notebook):
+    words = [sys.executable, "-m", "localdpo.cli", "rerun", notebook("n: int = 1"), "-p", "typo=1"]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 2
 
 
 def test_without_an_out_the_parameters_are_listed(notebook):
