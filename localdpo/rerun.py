@@ -254,9 +254,8 @@ def run(notebook, out, values=None, *, cell_timeout=None):
     if out.suffix != ".ipynb" or out.resolve() == notebook.resolve():
         raise Refused(out, "cannot hold the executed copy", "name another file that ends in .ipynb")
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are refusals here
-    working = out.with_name(
-        f".{out.stem}-running.ipynb"
-    )  # papermill saves it cell by cell: a glimpse of a run under way
+    # papermill saves this one cell by cell: a glimpse of a run under way
+    working = out.with_name(f".{out.stem}-running.ipynb")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         working.touch()

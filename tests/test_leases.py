@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -30,12 +32,13 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
     first.kill()
     first.wait()
     with leases.sole_run(tmp_path):
-        pass
+        assert str(os.getpid()) in leases._note(tmp_path / ".run")
 
 
 def test_two_folders_do_not_know_of_each_other(tmp_path):
     with leases.sole_run(tmp_path / "a"), leases.sole_run(tmp_path / "b"):
-        pass
+        assert os.environ[leases.LEADER].endswith(f":{tmp_path / 'b'}")
+    assert leases.LEADER not in os.environ
 
 
 def test_a_step_ends_with_its_run_and_the_next_run_waits_for_that(tmp_path):
@@ -78,8 +81,9 @@ def test_steps_that_do_not_end_are_named_instead_of_waited_for(tmp_path):
 
 def test_a_step_without_a_run_needs_nothing(monkeypatch):
     monkeypatch.delenv(leases.LEADER, raising=False)
+    threads = threading.active_count()
     with leases.job():
-        pass
+        assert threading.active_count() == threads  # nobody to watch
 
 
 def test_devices_are_never_shared_and_all_are_used(tmp_path, monkeypatch):
@@ -144,6 +148,4 @@ def test_a_negative_number_of_devices_is_refused():
 def test_no_devices_are_asked_for_when_none_are_needed(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with leases.devices(0) as none:
-        import os
-
         assert none == [] and os.environ["CUDA_VISIBLE_DEVICES"] == "7"

@@ -256,7 +256,7 @@ def test_a_killed_run_takes_its_kernel_with_it(notebook, tmp_path):
     pid = int(_wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
     run.kill()
     run.wait()
-    _wait_for(lambda: not _alive(pid))
+    assert _wait_for(lambda: not _alive(pid))
 
 
 def _alive(pid):
