@@ -172,7 +172,9 @@ def _kernel_manager(sockets):
         kernel_spec = KernelSpec(
             display_name="python3",
             language="python",
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
+            # tqdm warns in a kernel without widgets; our progress needs none
+            argv=[sys.executable, "-W", "ignore:IProgress not found", "-m", "ipykernel_launcher"]
+            + ["-f", "{connection_file}", "--log-level=CRITICAL"],
         )
 
         def __init__(self, **options):

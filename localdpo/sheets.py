@@ -87,10 +87,14 @@ def _column(names, step, middle):
         ImageDraw.Draw(image).text((2, step * i + middle), name, "black", font, anchor="lm")
     return np.asarray(image)
 
-# %% ../nbs/05_sheets.ipynb #05837523
-def contact_sheet(clips, n=8, gap=2):
-    "`n` evenly spaced frames of each clip side by side, as one image `[H, W, 3]`; a dict gives one named row a clip, a list one row a clip."
-    rows = _rows(clips)
+# %% ../nbs/05_sheets.ipynb #8859a4dd
+def contact_sheet(clips, n=8, gap=2, zoom=1):
+    """`n` evenly spaced frames of each clip side by side, as one image `[H, W, 3]`, each pixel drawn `zoom` times as large.
+
+    A dict gives one named row a clip, a list one row a clip.
+    """
+    zoom = _whole("zoom", zoom, 1)
+    rows = {name: row.repeat(zoom, 1).repeat(zoom, 2) for name, row in _rows(clips).items()}
     count, height, width, _ = next(iter(rows.values())).shape
     picks = np.linspace(0, count - 1, min(_whole("n", n, 1), count)).round().astype(int)
     gap = _whole("gap", gap, 0)
@@ -103,11 +107,12 @@ def contact_sheet(clips, n=8, gap=2):
         sheet = np.hstack([_column([str(name) for name in rows], step_y, height // 2), sheet])
     return sheet[: -gap or None]
 
-# %% ../nbs/05_sheets.ipynb #549d788c
-def _png(clips, n, limit=14_000):
+# %% ../nbs/05_sheets.ipynb #8961e398
+def _png(clips, n, zoom=None, limit=14_000):
     from PIL import Image
 
-    image = Image.fromarray(contact_sheet(clips, n))
+    height = next(iter(_rows(clips).values())).shape[1]
+    image = Image.fromarray(contact_sheet(clips, n, zoom=zoom or max(1, 64 // height)))
     image = image.reduce(math.ceil(image.width / 1000))
     while True:
         for colours in (256, 128, 64, 32):
@@ -116,12 +121,13 @@ def _png(clips, n, limit=14_000):
                 return png.getvalue()
         image = image.reduce(2)
 
-# %% ../nbs/05_sheets.ipynb #5ab3a6b9
-def show(clips, n=8):
-    "The contact sheet as a small picture, for notebooks that are kept; `clips` may also be the path of a video."
+# %% ../nbs/05_sheets.ipynb #2f5f0eba
+def show(clips, n=8, zoom=None, limit=14_000):
+    "The contact sheet as a picture of at most `limit` bytes, for notebooks that are kept; `clips` may also be the path of a video."
     from IPython.display import Image
 
-    return Image(_png(read(clips) if isinstance(clips, (str, os.PathLike)) else clips, n), alt="contact sheet")
+    clips = read(clips) if isinstance(clips, (str, os.PathLike)) else clips
+    return Image(_png(clips, n, zoom, limit), alt="contact sheet")
 
 # %% ../nbs/05_sheets.ipynb #b55ab0b5
 def _picture_tag(clips):

@@ -131,7 +131,11 @@ def path(spec, frames, rng):
     zoom = np.linspace(1, rng.uniform(1.25, 1.4), frames) if spec.camera == "zoom" else 1 + still
     return Path(x, y, size, angle, shift, zoom)
 
-# %% ../nbs/10_world.ipynb #187391f9
+# %% ../nbs/10_world.ipynb #1e5320ff
+def _length(x, y):
+    return np.sqrt(x * x + y * y)  # several times faster than np.hypot, which guards against overflow
+
+
 def _edge(shape, x, y):
     "About the distance to the edge of the shape of radius 1, negative inside."
     match shape:
@@ -142,8 +146,8 @@ def _edge(shape, x, y):
             return np.maximum(np.abs(x) * 0.866 - y * 0.5, y) - 0.56
         case "star" | "flower":
             points, depth, base = (5, 0.17, 0.83) if shape == "star" else (6, 0.11, 0.86)
-            return np.hypot(x, y) - base - depth * np.cos(points * (np.arctan2(y, x) + np.pi / 2))
-    return np.hypot(x, y) - 0.95
+            return _length(x, y) - base - depth * np.cos(points * (np.arctan2(y, x) + np.pi / 2))
+    return _length(x, y) - 0.95
 
 
 ROOM = {"triangle": (0.72, 0.3), "star": (0.8, 0.02)}  # size and height of a face where there is less room for one
@@ -153,14 +157,14 @@ def _face(x, y, shape):
     "Distance to the eyes and the mouth, and to the light in the eyes."
     room, low = ROOM.get(shape, (1.0, 0.0))
     x, y = x / room, (y - low) / room
-    eyes = np.hypot(np.abs(x) - 0.32, y + 0.14) - 0.17
-    mouth = np.where(y > 0.12, np.abs(np.hypot(x, y - 0.12) - 0.3) - 0.07, 1.0)
-    return np.minimum(eyes, mouth), np.hypot(np.abs(x) - 0.27, y + 0.2) - 0.07
+    eyes = _length(np.abs(x) - 0.32, y + 0.14) - 0.17
+    mouth = np.where(y > 0.12, np.abs(_length(x, y - 0.12) - 0.3) - 0.07, 1.0)
+    return np.minimum(eyes, mouth), _length(np.abs(x) - 0.27, y + 0.2) - 0.07
 
 
 def _spokes(x, y, shape):
     "Distance to hub and spokes, and to the middle of the hub."
-    rho = np.hypot(x, y)
+    rho = _length(x, y)
     turn = np.arctan2(y, x) * 5 / (2 * np.pi)
     across = np.abs(turn - np.round(turn)) * 2 * np.pi / 5 * rho
     return np.minimum(rho - 0.25, np.maximum(across - 0.075, rho - 0.9)), rho - 0.12
@@ -176,7 +180,7 @@ def _ground(texture, u, v, rng):
             return 0.5 + 0.5 * np.clip(8 * np.sin(np.pi * (u / pitch + a)) * np.sin(np.pi * (v / pitch + b)), -1, 1)
         case "dotted":
             du, dv = (u / pitch + a) % 1 - 0.5, (v / pitch + b) % 1 - 0.5
-            return np.clip((0.27 - np.hypot(du, dv)) * 12, 0, 1)
+            return np.clip((0.27 - _length(du, dv)) * 12, 0, 1)
     return np.zeros(np.broadcast(u, v).shape)
 
 # %% ../nbs/10_world.ipynb #ef814bd0
@@ -199,20 +203,27 @@ def render(spec, seed=0, frames=9, size=32):
     x, y = (cos * dx + sin * dy) / way.radius, (cos * dy - sin * dx) / way.radius
     sharp = size * way.radius * way.zoom  # pixels in a sprite radius
 
-    def cover(distance):
-        return np.clip(0.5 - distance * sharp, 0, 1)[..., None]
-
     tint, ground = np.array(COLOURS[spec.colour], float), np.array(COLOURS[spec.ground], float)
     edge = _edge(spec.shape, x, y)
     dark, light = (_spokes if spec.shape == "wheel" else _face)(x, y, spec.shape)
-    second = _ground(spec.texture, world_x, world_y, rng)[..., None]
-    picture = ground * 0.82 + second * (ground * 0.5 - ground * 0.82)
-    picture = picture + cover(edge) * (tint * 0.22 - picture)  # the outline is what the fill leaves of this
-    picture = picture + cover(edge + 0.17) * (tint - picture)
-    picture = picture + cover(np.maximum(dark, edge)) * (tint * 0.15 - picture)
-    picture = picture + cover(np.maximum(light, edge)) * (250 - picture)
+    layers = [  # from front to back: how far inside each point is, and the paint
+        (np.maximum(light, edge), np.full(3, 250.0)),
+        (np.maximum(dark, edge), tint * 0.15),
+        (edge + 0.17, tint),
+        (edge, tint * 0.22),  # the outline is what the fill leaves of this
+    ]
+    # how much of each paint a pixel shows: one number a paint is less work than three colours
+    shares, left = np.empty((len(layers) + 2, frames, size, size)), 1.0
+    for share, (distance, _) in zip(shares, layers, strict=False):
+        share[:] = left * np.clip(0.5 - distance * sharp, 0, 1)
+        left = left - share
+    shares[-2] = left * _ground(spec.texture, world_x, world_y, rng)
+    shares[-1] = left - shares[-2]
+    paints = np.stack([*(paint for _, paint in layers), ground * 0.5, ground * 0.82], 1)
+    picture = (paints @ shares.reshape(len(shares), -1)).round().astype(np.uint8)
+    picture = np.ascontiguousarray(picture.reshape(3, frames, size, size).transpose(1, 2, 3, 0))
     mask = edge < 0
-    return Clip(picture.round().astype(np.uint8), mask, _flow(way, x, y, world_x, world_y, u, v, mask) * size)
+    return Clip(picture, mask, _flow(way, x, y, world_x, world_y, u, v, mask) * size)
 
 
 def _flow(way, x, y, world_x, world_y, u, v, mask):
@@ -225,4 +236,6 @@ def _flow(way, x, y, world_x, world_y, u, v, mask):
     next_y = np.where(mask[now], carried_y, world_y[now])
     seen_x = (next_x - 0.5 + way.shift[then]) * way.zoom[then] + 0.5
     seen_y = (next_y - 0.5) * way.zoom[then] + 0.5
-    return np.stack([seen_x - u, seen_y - v], -1).astype(np.float32)
+    flow = np.empty((*seen_x.shape, 2), np.float32)
+    flow[..., 0], flow[..., 1] = seen_x - u, seen_y - v
+    return flow

@@ -91,7 +91,7 @@ def test_a_readme_behind_its_notebook_is_found(checkout):
 
 
 def test_a_picture_that_the_tour_no_longer_shows_is_found(checkout):
-    (checkout / dev.PICTURE).write_bytes(b"another picture")
+    (checkout / "nbs/images/tour.png").write_bytes(b"another picture")
     assert dev.readme_faults(checkout) == ["nbs/images/tour.png is not what nbs/00_tour.ipynb shows: run `make export`"]
 
 
@@ -283,6 +283,20 @@ def test_git_merges_notebooks_cell_by_cell_after_the_hooks(checkout):
     assert any("merge marker" in fault for fault in dev.output_faults(path))
 
 
+def answering(server, folder, seconds=120):
+    "The address of a Jupyter server; it writes that down, in `folder`, before it listens there."
+    deadline = time.monotonic() + seconds
+    while True:
+        assert server.poll() is None, "the server ended"
+        try:
+            url = json.loads(next(folder.glob("jpserver-*.json")).read_text())["url"]
+            urllib.request.urlopen(f"{url}api", timeout=30).close()
+            return url
+        except (StopIteration, ValueError, OSError):
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_jupyterlab_cleans_a_notebook_when_it_saves_it(checkout):
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
@@ -301,11 +315,7 @@ def test_jupyterlab_cleans_a_notebook_when_it_saves_it(checkout):
         [Path(sys.executable).with_name("jupyter"), *words], cwd=checkout, env=environment, stderr=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (found := list((checkout / "runtime").glob("jpserver-*.json"))):
-            assert time.monotonic() < deadline and server.poll() is None
-            time.sleep(0.1)
-        url = json.loads(found[0].read_text())["url"] + "api/contents/01_errors.ipynb?token=t"
+        url = answering(server, checkout / "runtime") + "api/contents/01_errors.ipynb?token=t"
         nb = json.loads((checkout / "nbs" / "01_errors.ipynb").read_text())
         code = next(cell for cell in nb["cells"] if cell["cell_type"] == "code")
         code.update(execution_count=7, metadata={"tags": ["parameters"], "collapsed": True})

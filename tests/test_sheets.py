@@ -114,3 +114,17 @@ def test_a_small_film_plays_and_a_large_one_is_linked(tmp_path, monkeypatch):
 def test_a_missing_file_cannot_be_played(tmp_path):
     with pytest.raises(Refused, match="gone.mp4"):
         play(tmp_path / "gone.mp4")
+
+
+def test_zoom_draws_each_pixel_larger():
+    clip = demo_clip(0, frames=2, height=16, width=24)
+    large = contact_sheet(clip, n=2, gap=0, zoom=3)
+    assert large.shape == (48, 144, 3)
+    assert np.array_equal(large[::3, ::3], contact_sheet(clip, n=2, gap=0))
+    with pytest.raises(Refused, match="zoom=0"):
+        contact_sheet(clip, zoom=0)
+
+
+def test_small_clips_are_shown_larger():
+    shown = Image.open(io.BytesIO(show(demo_clip(0, frames=2, height=16, width=24)).data))
+    assert shown.height == 64
