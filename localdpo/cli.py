@@ -15,6 +15,8 @@ from .errors import Failed, Refused
 
 WORDS = {
     "info": ("localdpo.info", "versions, devices and folders of this machine"),
+    "pairs": ("localdpo.pair_builder", "make pairs from clips, verify them, say what is in a store"),
+    "train": ("localdpo.train_command", "tune a model on pairs, go on with a run, or look for a beta"),
     "paper": ("localdpo.engine", "rerun the paper, or a part of it: a profile's graph of notebooks"),
     "rerun": ("localdpo.rerun", "execute one notebook with parameters, strictly"),
 }

@@ -84,6 +84,11 @@ def test_words_behind_two_dashes_reach_snakemake(tmp_path):
         "cli",
         "world",
         "pools",
+        "pairs",
+        "clip_sources",
+        "pair_builder",
+        "train_config",
+        "train_command",
     ],
 )
 def test_importing_a_module_is_light(module):
