@@ -268,6 +268,69 @@ def test_missing_and_damaged_weights_are_refused_by_name(folder, tmp_path, part)
         backbones.load(copy)
 
 
+BROKEN = {
+    "model_index.json": ("{", "[]", "\x00", "[" * 100_000),
+    "checksums.json": ("[]", "{"),
+    "transformer/config.json": (None, "", "[]"),
+    "vae/config.json": (None, "{"),
+    "text_encoder/config.json": (None, "{"),
+    "scheduler/scheduler_config.json": (None, "[1]"),
+    "tokenizer/tokenizer_config.json": (None,),
+}
+
+
+@pytest.mark.parametrize("name, text", [(name, text) for name, texts in BROKEN.items() for text in texts])
+def test_a_broken_file_is_named_with_a_way_out(folders, tmp_path, name, text):
+    copy = shutil.copytree(folders["tiny-cogvideox-2b"], tmp_path / "copy")
+    if name != "checksums.json":  # without it nobody can tell in advance that a file is another
+        (copy / "checksums.json").unlink()
+    (copy / name).unlink() if text is None else (copy / name).write_text(text)
+    with pytest.raises(Refused, match="copy or download it again") as refusal:
+        backbones.load(copy)
+    assert refusal.value.what == str(copy / name)
+
+
+def test_what_only_the_libraries_find_broken_names_the_folder(folders, tmp_path):
+    copy = shutil.copytree(folders["tiny-cogvideox-2b"], tmp_path / "copy")
+    (copy / "checksums.json").unlink()
+    (copy / "tokenizer" / "tokenizer.json").write_text('{"half": [')
+    with pytest.raises(Refused, match="copy: cannot be loaded .*\n.*copy or download it again"):
+        backbones.load(copy)
+
+
+def test_a_tokenizer_without_words_is_named(folders, tmp_path):
+    copy = shutil.copytree(folders["tiny-cogvideox-2b"], tmp_path / "copy")
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(Refused, match="tokenizer: holds no vocabulary"):
+        backbones.load(copy)
+    shutil.rmtree(copy / "tokenizer")
+    (copy / "tokenizer").mkdir()
+    with pytest.raises(Refused, match="tokenizer/tokenizer_config.json: is missing"):
+        backbones.load(copy)
+
+
+def test_a_broken_file_that_was_shipped_is_to_be_reinstalled(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "WEIGHTS", tmp_path)
+    copy = shutil.copytree(folders["tiny-cogvideox-2b"], tmp_path / "tiny-cogvideox-2b")
+    (copy / "model_index.json").write_text("{")
+    with pytest.raises(Refused, match="reinstall localdpo"):
+        backbones.load("tiny-cogvideox-2b")
+
+
+def test_the_reason_of_the_hub_is_cut_between_words(monkeypatch):
+    def unreachable(name):
+        raise OSError("unreachable " * 40 + "\nand more")
+
+    monkeypatch.setattr(DiffusionPipeline, "download", unreachable)
+    with pytest.raises(Refused, match=r"OSError: (unreachable )+\.\.\.\)"):
+        backbones.find("wan2.1-1.3b")
+
+
+def test_a_small_model_is_loaded_without_bars(folders, capsys):
+    backbones.load(folders["tiny-cogvideox-2b"])
+    assert "oading" not in capsys.readouterr().err
+
+
 def test_folders_of_something_else_are_refused(tmp_path):
     with pytest.raises(Refused, match="holds no diffusers pipeline"):
         backbones.load(tmp_path)
@@ -308,3 +371,5 @@ def test_devices_and_number_formats_that_are_not_there_are_refused(folders):
     if not torch.cuda.is_available():
         with pytest.raises(Refused, match="device cuda.*no GPU"):
             backbones.load(folders["tiny-wan-1.3b"], device="cuda")
+    with pytest.raises(Refused, match="device 'gpu': is no device"):
+        backbones.load(folders["tiny-wan-1.3b"], device="gpu")
