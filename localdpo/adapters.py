@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'FILE', 'COMFYUI', 'RENAMED', 'add', 'names', 'weights', 'Adapter', 'take', 'save', 'read', 'load',
-           'comfyui_keys', 'KeyReport', 'export_comfyui']
+           'check_fit', 'comfyui_keys', 'KeyReport', 'export_comfyui', 'diffusers_keys', 'export_diffusers']
 
 # %% ../nbs/23_adapters.ipynb #891233da
 import json
@@ -87,22 +87,33 @@ def take(backbone, name="policy"):
     facts = dict(base=backbone.name, layers=backbone.transformer.config.num_layers)
     return Adapter(f"adapter {name!r} of {backbone.name}", matrices, config.r, config.lora_alpha, facts)
 
-# %% ../nbs/23_adapters.ipynb #6637b5d4
+# %% ../nbs/23_adapters.ipynb #0b9726c0
 def save(backbone, folder, name="policy"):
     "Write the adapter `name` into `folder`, for `load` and for the `load_lora_weights` of diffusers; returns the file."
-    adapter, file = take(backbone, name), Path(folder) / FILE
-    config = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": list(ATTENTION)}
-    config = {f"transformer.{key}": value for key, value in config.items()}
-    _write(file, adapter.matrices, {"lora_adapter_metadata": config, "localdpo": adapter.facts})
+    _save(take(backbone, name), file := Path(folder) / FILE)
     return file
 
 
+def _save(adapter, file):
+    config = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": list(ATTENTION)}
+    config = {f"transformer.{key}": value for key, value in config.items()}
+    _write(file, adapter.matrices, {"lora_adapter_metadata": config, "localdpo": adapter.facts})
+
+# %% ../nbs/23_adapters.ipynb #d50e5d4a
 def _write(file, tensors, header):
     from safetensors.torch import save as to_bytes
 
     header = {key: json.dumps(value, sort_keys=True) for key, value in header.items()}
     with atomic(file) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata={"format": "pt", **header}))
+        temporary.write_bytes(_sorted_header(to_bytes(tensors, metadata={"format": "pt", **header})))
+
+
+def _sorted_header(data):
+    "The bytes of a safetensors file, with the entries of its header in alphabetical order."
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 # %% ../nbs/23_adapters.ipynb #8ec8111a
 def read(path, alpha=None):
@@ -145,23 +156,27 @@ def _open(file):
             file, f"is damaged or no adapter ({str(error)[:100]})", "copy it again, or choose another"
         ) from error
 
-# %% ../nbs/23_adapters.ipynb #957f2cd8
+# %% ../nbs/23_adapters.ipynb #f4ecf100
 def load(backbone, path, name="policy", alpha=None):
     "Put the adapter in `path` on `backbone` as `name`, ready to sample with or to train on; returns its parameters."
-    adapter = read(path, alpha)
-    found = {key: tuple(matrix.shape) for key, matrix in adapter.matrices.items()}
-    if wrong := _differences(found, _places(backbone, adapter.rank)):
-        made = f" (it was made for {adapter.facts['base']})" if "base" in adapter.facts else ""
-        raise Refused(
-            adapter.origin, f"does not fit {backbone.name}: {wrong}{made}", "load the model it was trained on"
-        )
+    check_fit(adapter := read(path, alpha), backbone)
     parameters = add(backbone, adapter.rank, adapter.alpha, name)
     with torch.no_grad():
         for key, parameter in weights(backbone, name).items():
             parameter.copy_(adapter.matrices[key])
     return parameters
 
-# %% ../nbs/23_adapters.ipynb #2fb441b7
+# %% ../nbs/23_adapters.ipynb #a38bedda
+def check_fit(adapter, backbone):
+    "Refuse an adapter that is not one for the transformer of `backbone`, matrix by matrix."
+    found = {key: tuple(matrix.shape) for key, matrix in adapter.matrices.items()}
+    if wrong := _differences(found, _places(backbone, adapter.rank)):
+        made = f" (it was made for {adapter.facts['base']})" if "base" in adapter.facts else ""
+        raise Refused(
+            adapter.origin, f"does not fit {backbone.name}: {wrong}{made}", "name the model it was trained on"
+        )
+
+
 def _places(backbone, rank):
     "The shape of every matrix that an adapter of this rank has on `backbone`."
     shapes = {}
@@ -218,27 +233,27 @@ def _rename(key, family):
         match[3]
     ]
 
-# %% ../nbs/23_adapters.ipynb #848397cc
+# %% ../nbs/23_adapters.ipynb #f0987c97
 @dataclass(frozen=True)
 class KeyReport:
-    "How many of the keys that ComfyUI expects are in the file."
+    "How many of the keys that a program expects are in the file."
 
     file: Path
     matched: int
     total: int
+    program: str = "ComfyUI"
 
     def __str__(self):
-        return f"{self.file}: {self.matched} of {self.total} keys match ComfyUI's"
+        return f"{self.file}: {self.matched} of {self.total} keys match those of {self.program}"
 
-# %% ../nbs/23_adapters.ipynb #30103489
+# %% ../nbs/23_adapters.ipynb #2016ea74
 def export_comfyui(source, out, name="policy", alpha=None):
     "Write the adapter of a backbone, or of a saved file, to `out` as ComfyUI reads it, if every key matches."
     out = Path(out)
     if out.suffix != ".safetensors":
         raise Refused(out, "would not be listed by ComfyUI", f"name it {out.stem}.safetensors")
     adapter = read(source, alpha) if isinstance(source, (str, Path)) else take(source, name)
-    family = "cogvideox" if any("transformer_blocks." in key for key in adapter.matrices) else "wan"
-    tensors = {}
+    family, tensors = _family(adapter), {}
     for key, matrix in adapter.matrices.items():
         layer, which = _rename(key, family)
         tensors[f"{layer}.{which}.weight" if which else layer] = matrix
@@ -253,7 +268,28 @@ def export_comfyui(source, out, name="policy", alpha=None):
     return KeyReport(out, len(tensors.keys() & expected), len(expected))
 
 
+def _family(adapter):
+    return "cogvideox" if any("transformer_blocks." in key for key in adapter.matrices) else "wan"
+
+
 def _layers(adapter):
     "The number of layers of the model: as the file says, or one more than the last one named in it."
     named = [int(i) for key in adapter.matrices for i in re.findall(r"blocks\.(\d+)\.", key)]
     return adapter.facts.get("layers") or 1 + max(named, default=-1)
+
+# %% ../nbs/23_adapters.ipynb #f0b71255
+def diffusers_keys(family, layers):
+    "All keys that diffusers knows for the attention of a model with so many layers."
+    block = "blocks" if family == "wan" else "transformer_blocks"
+    places = [f"transformer.{block}.{i}.{layer}" for i in range(layers) for layer in RENAMED[family]]
+    return {f"{place}.lora_{matrix}.weight" for place in places for matrix in "AB"}
+
+
+def export_diffusers(source, out, alpha=None):
+    "Write the adapter of a saved file to the file `out` as diffusers reads it, if every key matches."
+    adapter = read(source, alpha)
+    expected = diffusers_keys(_family(adapter), _layers(adapter))
+    if wrong := _differences(dict.fromkeys(adapter.matrices), dict.fromkeys(expected)):
+        raise Refused(adapter.origin, f"has not the keys of diffusers: {wrong}", "export an adapter of its attention")
+    _save(adapter, out)
+    return KeyReport(Path(out), len(adapter.matrices.keys() & expected), len(expected), "diffusers")
