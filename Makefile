@@ -36,7 +36,7 @@ paper: $(READY)  ## rerun the paper (PROFILE=tour) into reports/
 	@$(BIN)/localdpo paper --profile $(PROFILE)
 
 test: $(READY)  ## run every notebook and every test
-	@$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^miniature$$'
+	@$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(miniature|benchmarks)$$'
 	@$(BIN)/pytest -q -n 2 --dist worksteal
 
 check: $(READY)  ## the tests without the slow ones: lint, notebooks in step with the package, pins

@@ -41,7 +41,7 @@ def interval(share, count, z=1.96):
     middle, reach = share + z**2 / 2 / count, z * (share * (1 - share) / count + (z / 2 / count) ** 2) ** 0.5
     return (middle - reach) / (1 + z**2 / count), (middle + reach) / (1 + z**2 / count)
 
-# %% ../nbs/26_attributes.ipynb #09e0ec1f
+# %% ../nbs/26_attributes.ipynb #92330152
 FRAMES, SIZE = 9, 32  # the clips of the miniature
 
 
@@ -64,17 +64,28 @@ class Reader(nn.Module):
 
     def forward(self, frames):
         "Clips as bytes, or as numbers from 0 to 255, `[B,T,H,W,3]` -> attribute -> logits `[B,words]`."
+        said = self.say(self._thought(frames))
+        return dict(zip(WORDS, said.split([len(words) for words in WORDS.values()], -1), strict=True))
+
+    def _thought(self, frames):
         x = frames.movedim(-1, 2).float() / 127.5 - 1
         change = F.pad(x.diff(dim=1), (0, 0) * 3 + (0, 1))  # nothing follows the last frame
         notes = self.note(self.look(torch.cat([x, change], 2).flatten(0, 1)))
-        said = self.say(self.think(notes.view(-1, 48 * FRAMES)))
-        return dict(zip(WORDS, said.split([len(words) for words in WORDS.values()], -1), strict=True))
+        return self.think(notes.view(-1, 48 * FRAMES))
+
+    def _each(self, call, frames):
+        frames = _checked(frames).to(self.say.weight.device)
+        return [call(part) for part in frames.split(256)]  # so that thousands of clips need little memory
+
+    @torch.inference_mode()
+    def features(self, frames):
+        "96 numbers a clip, from which it reads all six words."
+        return torch.cat(self._each(self._thought, frames)).float().cpu().numpy()
 
     @torch.inference_mode()
     def probabilities(self, frames):
         "How likely each word of `WORDS` is, `[B,words]` for each attribute."
-        frames = _checked(frames).to(self.say.weight.device)
-        parts = [self(part) for part in frames.split(256)]  # so that thousands of clips need little memory
+        parts = self._each(self, frames)
         return {name: torch.cat([part[name] for part in parts]).float().softmax(-1).cpu().numpy() for name in WORDS}
 
     def read(self, frames):

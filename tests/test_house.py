@@ -150,6 +150,14 @@ def test_every_notebook_has_a_number_of_its_own():
     assert len(numbers) == len(set(numbers))
 
 
+def test_each_trap_is_decided_and_its_test_is_there():
+    text = "".join(cell.source for cell in nbformat.read(ROOT / "nbs" / "53_traps.ipynb", 4).cells)
+    assert sorted(map(int, re.findall(r"^\| (\d+) \|", text, re.M))) == list(range(1, 32))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    there = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 20 and not {name for name in named if f"def {name}(" not in there}
+
+
 def test_a_notebook_without_a_title_is_found(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "a.ipynb")
     assert "`# title`" in dev.opening_faults(tmp_path / "a.ipynb")[0]
