@@ -19,7 +19,7 @@ import numpy as np
 from . import video
 from .errors import Refused
 
-# %% ../nbs/34_clip_sources.ipynb #55680983
+# %% ../nbs/34_clip_sources.ipynb #3d6a413d
 class Clip(NamedTuple):
     "`read(frames, height, width)` gives bytes `[T,H,W,3]`; `bytes` is the size of its file."
 
@@ -33,6 +33,9 @@ class Clip(NamedTuple):
 def from_world(name="curated", count=64, split="train", seed=0, long=False):
     "Clips of a pool of the sprite world."
     from localdpo import pools
+
+    if count < 1:
+        raise Refused(f"{count} clips of pool {name}", "are none", "ask for one at least, as in curated:64")
 
     def reader(item):
         def read(frames, height, width):

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PairConfig', 'draw_alpha', 'make_block', 'build', 'add_arguments', 'main']
 
-# %% ../nbs/35_pair_builder.ipynb #03144503
+# %% ../nbs/35_pair_builder.ipynb #bf50c937
 import csv
 import hashlib
 import io
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from .clip_sources import CAPTION, FILE, from_folder, from_world
 from .errors import Failed, Refused
 from .noise import generator
 
-# %% ../nbs/35_pair_builder.ipynb #fece1683
+# %% ../nbs/35_pair_builder.ipynb #b6dbb029
 @dataclass(frozen=True)
 class PairConfig:
     "How pairs are made; `size` is (frames, height, width), the model's own by default."
@@ -36,23 +37,38 @@ class PairConfig:
     mask: dict = field(default_factory=dict)  # settings of localdpo.masks.MaskConfig
 
     def __post_init__(self):
-        low, high = self.alpha_range
-        faults = {
-            "alpha_range": not 0 < low <= high <= 1 or round(low * self.steps) < 1,
-            "alpha_step": self.alpha_step is not None and not 0 < self.alpha_step,
-            "dtype": self.dtype not in ("float32", "bfloat16"),
-            "block": not 1 <= self.block <= 4096,
-        }
-        if name := next((name for name, wrong in faults.items() if wrong), None):
-            raise Refused(f"{name}={getattr(self, name)!r}", "makes no pairs", "see localdpo.pair_builder.PairConfig")
+        for name, why, then in _config_faults(self):
+            raise Refused(f"{name} {getattr(self, name)}", why, then)
 
-# %% ../nbs/35_pair_builder.ipynb #3a026a60
+
+def _config_faults(config):
+    "What is wrong with settings, each as (name, why, then)."
+    low, high = config.alpha_range
+    if not config.steps >= 1:
+        yield "steps", "walks nowhere", "use 50, as the paper does, or another number above zero"
+    if not 0 <= config.cfg_scale < math.inf:
+        yield "cfg_scale", "is no strength of guidance", "use 6, or another number of zero or more"
+    if not (0 < low <= 1 and 0 < high <= 1):
+        yield "alpha_range", "is not between 0 (keep the clip) and 1 (pure noise)", "use 0.75 0.95, as the paper does"
+    elif low > high:
+        yield "alpha_range", "begins with the larger number", f"turn it around: {high} {low}"
+    elif round(low * config.steps) < 1:
+        why = f"begins so low that none of {config.steps} steps is walked, and losers would be their winners"
+        yield "alpha_range", why, f"begin at {0.5 / config.steps:.3f} or above, or take more steps"
+    if config.alpha_step is not None and not 0 < config.alpha_step < math.inf:
+        yield "alpha_step", "is no width of a grid", "use 0.05, as the paper's code does, or leave it out"
+    if config.dtype not in ("float32", "bfloat16"):
+        yield "dtype", "is no format of the store", "use float32 or bfloat16"
+    if not 1 <= config.block <= 4096:
+        yield "block", "is no number of clips in a block", "use 1 to 4096; 8 is the default"
+
+# %% ../nbs/35_pair_builder.ipynb #a93f27e1
 def draw_alpha(id, config):
     "The noise level of a clip."
     rng, (low, high) = generator(seed=config.seed, id=id, purpose="noise_alpha"), config.alpha_range
     if config.alpha_step is None:
         return round(float(rng.uniform(low, high)), 6)
-    levels = round((high - low) / config.alpha_step)
+    levels = int(round((high - low) / config.alpha_step, 9))  # 0.2 / 0.05 is a little less than 4
     return round(low + config.alpha_step * int(rng.integers(levels, endpoint=True)), 6)
 
 # %% ../nbs/35_pair_builder.ipynb #67172b8c
@@ -156,7 +172,7 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
             pairs.write_block(store, number, *make_block(backbone, blocks[number], config), inputs[number])
     return _finish(Path(store), len(blocks))
 
-# %% ../nbs/35_pair_builder.ipynb #1f30d7ee
+# %% ../nbs/35_pair_builder.ipynb #4aed019f
 def _finish(path, blocks):
     for file in path.glob("block-[0-9]*"):  # of a longer list, before it was renewed
         if int(file.stem[6:]) >= blocks:
@@ -168,7 +184,7 @@ def _finish(path, blocks):
     if store.missing:
         return None
     csv.writer(table := io.StringIO(), lineterminator="\n").writerows([("clip", "why"), *store.bad])
-    pairs._write(path / "bad_clips.csv", table.getvalue().encode())
+    pairs.write(path / "bad_clips.csv", table.getvalue().encode())
     for leftover in (*path.glob(".block-*"), *path.glob(".store-*")):  # of workers that were killed
         leftover.unlink(missing_ok=True)
     return store
@@ -218,7 +234,7 @@ def main(args):
     "Build, verify or show a store."
     return dict(build=_build, verify=_verify, show=_show)[args.what](args)
 
-# %% ../nbs/35_pair_builder.ipynb #c4140418
+# %% ../nbs/35_pair_builder.ipynb #37fcb25b
 def _numbers(flag, text, separator, count):
     try:
         numbers = tuple(map(int, text.split(separator)))
@@ -238,12 +254,33 @@ def _mask_settings(words):
 
 
 def _clips(args):
-    if bool(args.world) == bool(args.clips) or bool(args.clips) != bool(args.captions):
-        raise Refused("the clips", "are not named", "give --clips DIR with --captions FILE, or --world curated:64")
-    if args.clips:
-        return from_folder(args.clips, args.captions, args.file_column, args.caption_column)
-    name, _, count = args.world.partition(":")
-    return from_world(name, *_numbers("--world", count or "64", ":", 1))
+    ways = "give --clips DIR with --captions FILE, or --world curated:64"
+    if not args.world and not args.clips and not args.captions:
+        raise Refused("the clips", "are not named", ways)
+    if args.world:
+        for name in ("clips", "captions", "file_column", "caption_column"):
+            if value := getattr(args, name):
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise Refused(flag, f"does not go with --world {args.world}, whose clips have captions", ways)
+        return _world(args.world)
+    if not args.captions:
+        raise Refused(f"--clips {args.clips}", "has no captions with it", "name their file with --captions FILE")
+    if not args.clips:
+        raise Refused(f"--captions {args.captions}", "has no clips with it", "name their folder with --clips DIR")
+    return from_folder(args.clips, args.captions, args.file_column, args.caption_column)
+
+
+def _world(text):
+    name, _, count = text.partition(":")
+    if name not in ("raw", "curated"):
+        raise Refused(f"--world {text}", f"names a pool {name!r}, which does not exist", "use raw:64 or curated:64")
+    try:
+        count = int(count)
+    except ValueError:
+        raise Refused(f"--world {text}", "says no number of clips", f"write {name}:64, for 64 clips") from None
+    if count < 1:
+        raise Refused(f"--world {text}", "asks for no clip", f"write {name}:64, for 64 clips")
+    return from_world(name, count)
 
 
 def _build(args):
@@ -253,14 +290,16 @@ def _build(args):
         args.steps, args.cfg_scale, tuple(args.alpha), args.alpha_step,
         args.seed, args.dtype, args.block, _mask_settings(args.mask),
     )  # fmt: skip
-    from localdpo import backbones
+    from localdpo import backbones, masks
 
+    masks.configured(config.mask)  # refuses what it does not know, before a model is loaded
     store = build(backbones.load(args.model, args.device), clips, args.store, config, worker, args.renew)
     if store is None:
         print(f"{args.store}: this worker is done, others are not")
     else:
         print(
-            f"{args.store}: {len(store)} pairs, {len(store.bad)} bad clips" + " (see bad_clips.csv)" * bool(store.bad)
+            f"{args.store}: {pairs.counted(len(store), 'pair')}, {pairs.counted(len(store.bad), 'bad clip')}"
+            + " (see bad_clips.csv)" * bool(store.bad)
         )
         if not len(store):
             raise Failed(f"{args.store}: no clip could be used; bad_clips.csv says why")
@@ -269,14 +308,14 @@ def _build(args):
 def _verify(args):
     if faults := pairs.verify(args.store):
         print("\n".join(map(str, faults)))
-        raise Failed(f"{len(faults)} faults in {args.store}\n  -> {pairs.REPAIR}")
+        raise Failed(f"{pairs.counted(len(faults), 'fault')} in {args.store}\n  -> {pairs.REPAIR}")
     print(f"{args.store}: no faults")
 
 
 def _show(args):
     store = pairs.PairStore(args.store)
     entries = [store.entry(i) for i in range(len(store))]
-    print(store, f"{len(store.missing)} blocks missing", sep="\n")
+    print(store, f"{pairs.counted(len(store.missing), 'block')} missing or stale", sep="\n")
     rows = dict(noise_alpha=[entry["noise_alpha"] for entry in entries])
     rows["mask area"] = [entry["facts"].get("area") for entry in entries]
     for name, values in rows.items():
@@ -286,3 +325,4 @@ def _show(args):
     for why in sorted({fault.why for fault in store.bad}):
         names = [fault.name for fault in store.bad if fault.why == why]
         print(f"bad         {len(names)} {why}: {', '.join(names[:3])}{' ...' * (len(names) > 3)}")
+    print(f"The latents were not read; `localdpo pairs verify {args.store}` looks at every byte.")

@@ -131,8 +131,14 @@ def test_any_number_of_workers_in_any_order_makes_the_same_bytes(backbone, clips
 
 
 def test_what_is_there_is_not_made_again(backbone, clips, store, monkeypatch):
-    monkeypatch.setattr("localdpo.pair_builder.make_block", None)
-    build(backbone, clips, store, CONFIG)
+    def made(*words):
+        raise AssertionError("a block was made again")
+
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in store.glob("*.*")}
+    monkeypatch.setattr("localdpo.pair_builder.make_block", made)
+    assert len(build(backbone, clips, store, CONFIG)) == 6
+    after = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in store.glob("block-*")}
+    assert after == {name: facts for name, facts in before.items() if name.startswith("block-")}
 
 
 def killed(work, moment):
@@ -352,7 +358,7 @@ def test_a_block_that_is_missing_is_named_and_training_waits_for_it(store, backb
     for file in store.glob("block-00001.*"):
         file.unlink()
     assert faults(store) == ["block-00001: is missing"]
-    with pytest.raises(Refused, match="not finished: 1 blocks are missing"):
+    with pytest.raises(Refused, match="not finished: 1 block missing"):
         pairs.PairStore(store).check(backbone)
 
 
@@ -401,7 +407,7 @@ def test_latents_of_another_scale_size_or_caption_are_stale(whole, backbone, cli
     with pytest.raises(Refused, match=r"size \[9, 32, 32\], not \[17, 32, 32\]"):
         store.check(backbone, size=(17, 32, 32))
     captions = {clip.id: clip.prompt for clip in clips} | {clips[0].id: "another"}
-    with pytest.raises(Refused, match=f"1 pairs in .*, {clips[0].id} first: have another caption"):
+    with pytest.raises(Refused, match=f"1 pair in .*, {clips[0].id} first: have another caption"):
         store.check(backbone, captions=captions)
     monkeypatch.setattr(backbone, "scale", lambda latents: 2 * latents)
     with pytest.raises(Refused, match="latents.scale"):
@@ -432,7 +438,7 @@ def test_a_store_that_is_renewed_in_part_is_not_complete(backbone, clips, store)
     changed = [clip._replace(prompt=PROMPT) for clip in clips]
     assert build(backbone, changed, store, CONFIG, worker=(0, 2), renew=True) is None
     assert faults(store) == ["block-00001.json: is stale: it was made from other clips or settings"]
-    with pytest.raises(Refused, match="not finished: 1 blocks are missing or stale"):
+    with pytest.raises(Refused, match="not finished: 1 block missing or stale"):
         pairs.PairStore(store).check(backbone)
 
 
@@ -608,11 +614,17 @@ def test_clips_are_cut_from_the_middle_and_never_made_larger():
         dict(dtype="int8"),
         dict(block=0),
         dict(alpha_step=-1),
+        dict(cfg_scale=float("nan")),
     ],
 )
 def test_settings_that_make_no_pairs_are_refused(wrong):
     with pytest.raises(Refused, match=next(iter(wrong))):
         PairConfig(**wrong)
+
+
+@pytest.mark.parametrize("step", [0.05, 0.12, 0.13, 0.3])
+def test_no_level_of_a_grid_is_above_the_range(step):
+    assert max(draw_alpha(f"clip {i}", PairConfig(alpha_step=step)) for i in range(100)) <= 0.95
 
 
 def test_a_size_that_the_model_cannot_take_is_refused_before_anything_is_written(backbone, clips, tmp_path):
@@ -645,18 +657,54 @@ def test_the_command_builds_shows_and_verifies(backbone, folder, capsys):
     said = capsys.readouterr().out
     assert "noise_alpha 0." in said and "mask area" in said and "2 has no caption" in said
     assert not cli.main(["pairs", "verify", str(folder / "store")]) and "no faults" in capsys.readouterr().out
+    data = bytearray((folder / "store" / "block-00000.safetensors").read_bytes())
+    data[-5] ^= 1
+    (folder / "store" / "block-00000.safetensors").write_bytes(data)
+    assert not cli.main(["pairs", "show", str(folder / "store")])
+    assert "were not read; `localdpo pairs verify" in capsys.readouterr().out
     (folder / "store" / "block-00000.safetensors").write_bytes(b"")
     assert cli.main(["pairs", "verify", str(folder / "store")]) == 1
     said = capsys.readouterr()
     assert "good.mp4: its winner is damaged" in said.out and "make" in said.err
 
 
+def test_one_fault_is_called_one_fault(store, capsys):
+    for file in store.glob("block-00001.*"):
+        file.unlink()
+    assert cli.main(["pairs", "verify", str(store)]) == 1
+    assert "localdpo: 1 fault in" in capsys.readouterr().err
+    assert not cli.main(["pairs", "show", str(store)]) and "1 block missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["verify", "show"])
+def test_where_there_is_no_store_it_is_said(tmp_path, capsys, what):
+    (tmp_path / "letters").mkdir()
+    for name, why in (("stoer", "there is no such folder"), ("letters", "no store of pairs was begun in it")):
+        assert cli.main(["pairs", what, str(tmp_path / name)]) == 2
+        said = capsys.readouterr().err
+        assert f"{name}: is no store of pairs: {why}" in said and "check the path" in said
+
+
 @pytest.mark.parametrize(
     "words, why",
     [
         ([], "are not named"),
-        (["--world", "raw:4", "--clips", "x", "--captions", "y"], "are not named"),
-        (["--world", "raw:many"], "--world many"),
+        (["--clips", "x"], "--clips x: has no captions with it"),
+        (["--captions", "y"], "--captions y: has no clips with it"),
+        (["--world", "raw:4", "--clips", "x", "--captions", "y"], "--clips x: does not go with --world raw:4"),
+        (["--world", "raw:4", "--caption-column", "y"], "--caption-column y: does not go with --world"),
+        (["--world", "raw:many"], "--world raw:many: says no number of clips"),
+        (["--world", "raw"], "--world raw: says no number of clips"),
+        (["--world", "rew:4"], "names a pool 'rew', which does not exist"),
+        (["--world", "raw:0"], "--world raw:0: asks for no clip"),
+        (["--world", "raw:-3"], "--world raw:-3: asks for no clip"),
+        (["--world", "raw:4", "--steps", "0"], "steps 0: walks nowhere"),
+        (["--world", "raw:4", "--block", "0"], "block 0: is no number of clips"),
+        (["--world", "raw:4", "--alpha", "0.9", "0.8"], "begins with the larger number\n  -> turn it around: 0.8 0.9"),
+        (["--world", "raw:4", "--alpha", "0.5", "1.8"], "is not between 0 (keep the clip) and 1"),
+        (["--world", "raw:4", "--alpha", "nan", "0.9"], "is not between 0 (keep the clip) and 1"),
+        (["--world", "raw:4", "--alpha", "0.01", "0.9", "--steps", "4"], "none of 4 steps is walked"),
+        (["--world", "raw:4", "--mask", "statik=0.2"], "mask setting statik: is not known"),
         (["--world", "raw:4", "--worker", "1"], "--worker 1"),
         (["--world", "raw:4", "--mask", "static"], "--mask static"),
         (["--world", "raw:4", "--size", "9x32"], "--size 9x32"),
