@@ -94,8 +94,8 @@ def memory(backbone, cost, trained, config):
     kept = cost.inputs + cost.activations / parts if config.recompute else cost.activations
     return int(weights + 16 * trained + kept * 2 * config.micro_batch / cost.clips)
 
-# %% ../nbs/45_train_plan.ipynb #78398aec
-def describe(backbone, config, cost, trained, pairs, world=1, start=0):
+# %% ../nbs/45_train_plan.ipynb #6f9d5e5f
+def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=None):
     "The plan of a run, as lines of text."
     accumulation = config.batch // (config.micro_batch * world)
     needed, free = memory(backbone, cost, trained, config), free_memory(backbone.device)
@@ -104,16 +104,18 @@ def describe(backbone, config, cost, trained, pairs, world=1, start=0):
     epochs = config.steps * config.batch / pairs
     lines = {
         "model": f"{backbone.name}, computing in {config.precision} on {backbone.device}",
+        "recipe": f"{recipe}",
         "adapter": f"rank {config.rank}, strength {config.alpha / config.rank:g}, {trained / 1e6:.2f} M numbers learn",
         "batch": f"{config.batch} pairs = {config.micro_batch} x {accumulation} accumulated x {world} processes",
-        "steps": f"{start} to {config.steps}, {epochs:.2f} times through {pairs} pairs",
+        "steps": (f"goes on at step {start + 1} of {config.steps}" if start else f"{config.steps}")
+        + f", {epochs:.2f} times through {pairs} pairs",
         "rate": f"{config.lr:g} after {config.warmup} steps",
         "memory": f"about {_bytes(needed)}{room}" + (", computing activations twice" if config.recompute else ""),
         "work": f"{_count(cost.flops(config.recompute))}FLOP a pair, "
         f"{_count(cost.flops(config.recompute) * config.batch * (config.steps - start))}FLOP in all",
         "time": f"about {_span(seconds)}",
     }
-    return "\n".join(f"{name:<8} {value}" for name, value in lines.items())
+    return "\n".join(f"{name:<8} {value}" for name, value in lines.items() if value != "None")
 
 
 def _count(number):

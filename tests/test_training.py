@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,7 @@ from unittest import mock
 import pytest
 import torch
 
-from localdpo import adapters, alarms, checkpoints, losses, miniature
+from localdpo import adapters, alarms, checkpoints, losses, miniature, training
 from localdpo.error_maps import PairBatch
 from localdpo.errors import Failed, Refused
 from localdpo.noise import normal
@@ -171,6 +172,36 @@ def test_a_run_that_was_stopped_between_checkpoints_does_the_lost_steps_again(tm
         assert checkpoints.steps(tmp_path / "run/checkpoints") == kept
     assert final(run(tmp_path / "run", save_every=5)) == final(whole)
     assert len(alarms.read(tmp_path / "run/metrics.jsonl")) == 12
+
+
+@pytest.mark.parametrize("place", ["_share", "advance", "reader"])
+def test_ctrl_c_keeps_every_step_that_was_made(tmp_path, whole, place, monkeypatch, capsys):
+    def interrupt(read):
+        if read > 2 * 7:
+            raise KeyboardInterrupt
+
+    calls, work = [], getattr(training, place, None)
+
+    def third_time(*words):
+        calls.append(words)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return work(*words)
+
+    if place == "reader":
+        pairs, made = Pairs(interrupt), 7
+    else:  # before the step changes anything, and in the middle of it
+        pairs, made = Pairs(), dict(_share=2, advance=3)[place]
+        monkeypatch.setattr(training, place, third_time)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", pairs=pairs, save_every=100)
+    assert checkpoints.steps(tmp_path / "run/checkpoints") == [made]
+    assert f"stopped; {made} of 12 steps are kept in {tmp_path / 'run'}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert final(run(tmp_path / "run", save_every=100)) == final(whole)
+    assert f"goes on at step {made + 1} of 12" in capsys.readouterr().out
+    mine, theirs = (alarms.read(f / "metrics.jsonl") for f in (tmp_path / "run", whole))
+    assert [line | dict(seconds=0) for line in mine] == [line | dict(seconds=0) for line in theirs]
 
 
 def test_passes_of_another_size_make_the_same_steps(tmp_path, whole):
@@ -407,9 +438,14 @@ def test_another_model_of_the_same_name_is_refused(whole):
         run(whole, model)
 
 
-def test_a_finished_run_is_not_trained_again_but_can_be_made_longer(tmp_path, whole):
+def test_a_finished_run_says_so_and_can_be_made_longer(tmp_path, whole, capsys):
     run(tmp_path / "run", steps=6)
+    capsys.readouterr()
     run(tmp_path / "run", steps=6, pairs=Pairs(stop_after(0)))
+    said = capsys.readouterr()
+    assert "is finished: all 6 steps were made; its adapter is" in said.out and "0/0" not in said.err
+    run(tmp_path / "run", steps=4)
+    assert "all 6 steps were made, more than the 4 asked for" in capsys.readouterr().out
     assert final(run(tmp_path / "run")) == final(whole)
 
 
@@ -425,6 +461,51 @@ def test_a_batch_that_cannot_be_cut_is_refused(tmp_path):
         run(tmp_path, micro_batch=3)
     with pytest.raises(Refused, match="the pairs: are none"):
         run(tmp_path, pairs=Pairs(count=0))
+
+
+WRONG = [
+    (dict(beta=0), "beta 0: is no temperature"),
+    (dict(beta=-5.0), "beta -5.0: is no temperature"),
+    (dict(beta=math.nan), "beta nan: is no temperature"),
+    (dict(beta="high"), "beta 'high': is no temperature"),
+    (dict(beta=(1, 2, 3)), "are not two and three"),
+    (dict(weights=(1, 1)), "are not two and three"),
+    (dict(weights=5), "the settings of local_dpo .weights=5.: cannot be used"),
+    (dict(weights=(1, -1, 1)), "weights .1, -1, 1.: has a number below zero"),
+    (dict(weights=(0, 0, 0)), "train nothing"),
+    (dict(weights=(math.nan, 1, 1)), "has a number below zero, or none"),
+    (dict(alpha_range=(0.9, 0.8)), "alpha_range .*is empty"),
+    (dict(alpha_range=0.9), "alpha_range=0.9.: cannot be used"),
+    (dict(masked_sft=""), "cannot be used"),
+]
+
+
+@pytest.mark.parametrize("settings, said", WRONG)
+def test_settings_that_a_recipe_cannot_use_are_refused_when_it_is_named(settings, said):
+    with pytest.raises(Refused, match=said):
+        Recipe("local_dpo", settings)
+
+
+def test_beta_suits_the_model_unless_it_is_given():
+    tiny, large = mock.Mock(), mock.Mock()
+    tiny.name, large.name = "models/tiny-wan-1.3b", "wan2.1-1.3b"
+    assert Recipe("local_dpo").filled(tiny).settings == dict(beta=(300.0, 1000.0))
+    assert Recipe("local_dpo").filled(large).settings == dict(beta=5000.0)
+    assert (
+        Recipe("dpo", dict(beta=7)).filled(tiny).settings == dict(beta=7) and Recipe("sft").filled(tiny).settings == {}
+    )
+
+
+def test_the_plan_and_the_run_say_which_beta_it_is(tmp_path, capsys):
+    folder = run(tmp_path / "run", steps=1)
+    assert "local_dpo, beta 300 and 1000" in capsys.readouterr().out
+    assert json.loads((folder / "run.json").read_text())["identity"]["recipe"]["beta"] == [300, 1000]
+
+
+def test_compiling_without_a_gpu_is_refused_before_anything_is_written(tmp_path, capsys):
+    with pytest.raises(Refused, match="compile: brings nothing on cpu"):
+        run(tmp_path / "run", compile=True)
+    assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
 
 
 def test_a_reporter_that_is_not_installed_is_refused(tmp_path):
@@ -450,14 +531,21 @@ def test_a_number_that_is_none_stops_the_run_and_is_named(tmp_path):
     assert checkpoints.latest(tmp_path / "run/checkpoints") is not None
 
 
+def sounded(folder):
+    "The alarms in the log of a run, the first four words of each, by step."
+    lines = alarms.read(folder / "metrics.jsonl")
+    return {line["step"]: [" ".join(text.split()[:4]) for text in line["alarms"]] for line in lines if "alarms" in line}
+
+
 def test_a_policy_that_only_makes_losers_worse_sets_off_the_alarm(tmp_path):
     def away(e, batch):
         loss = (e.policy_w - e.policy_l).mean() - 2 * e.policy_w.mean()  # both errors grow, the loser's no less
-        return loss, losses.dpo(e, 5000.0)[1] | dict(loser_share=0.99)
+        return loss, losses.dpo(e, 5000.0)[1] | dict(loser_share=0.99, logit_max=60.0)
 
-    with pytest.warns(alarms.Alarm, match="99% of the margin comes from losers"):
+    said = "(?s)99% of the margin comes from losers.*as large as 60: lower beta .localdpo train --probe-beta"
+    with pytest.warns(alarms.Alarm, match=said):
         folder = run(tmp_path / "run", recipe=away, steps=22)
-    assert sum("alarms" in json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()) == 1
+    assert sounded(folder) == {20: ["99% of the margin"]}
 
 
 def test_a_trace_in_the_losers_sets_off_the_alarm(tmp_path):
@@ -465,18 +553,21 @@ def test_a_trace_in_the_losers_sets_off_the_alarm(tmp_path):
         return losses.dpo(e, 5000.0)[0], dict(accuracy=1.0, logit_max=1.0)
 
     with pytest.warns(alarms.Alarm, match="were all told apart, 16 steps into the run"):
-        run(tmp_path / "run", recipe=found, steps=17)
+        folder = run(tmp_path / "run", recipe=found, steps=17)
+    assert sounded(folder) == {16: ["the last 64 pairs"]}
 
 
 def test_an_adapter_that_does_not_learn_sets_off_the_alarm(tmp_path):
     with pytest.warns(alarms.Alarm, match="the adapter does not learn"):
-        run(tmp_path / "run", recipe=Recipe("dpo", dict(beta=1e-6)), steps=24)
+        folder = run(tmp_path / "run", recipe=Recipe("dpo", dict(beta=1e-6)), steps=24)
+    assert sounded(folder) == {23: ["the adapter does not"]}
 
 
 def test_a_healthy_run_is_quiet(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", alarms.Alarm)
-        run(tmp_path / "run", steps=12)
+        folder = run(tmp_path / "run", steps=12)
+    assert len(alarms.read(folder / "metrics.jsonl")) == 12 and sounded(folder) == {}
 
 
 def test_the_gradient_of_a_step_is_that_of_its_pairs_one_by_one():
@@ -545,17 +636,67 @@ def test_the_command_line_trains_goes_on_and_probes(released, tmp_path, capsys):
     assert not command(*words, "--out", tmp_path / "run", "--steps", 3, "--beta", 500, "--set", "weights=[1,1,0]")
     assert [line["step"] for line in alarms.read(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]
     assert command(*words, "--out", tmp_path / "run", "--steps", 3) == 2
-    assert "holds another run: recipe beta was 500.0, is None" in capsys.readouterr().err
+    assert "holds another run: recipe beta was 500.0, is [300.0, 1000.0]" in capsys.readouterr().err
     assert not command(*words, "--probe-beta", "--out", tmp_path / "none") and not (tmp_path / "none").exists()
-    assert "median" in capsys.readouterr().out
+    assert "median" in (said := capsys.readouterr().out) and "to train with it: --set beta=[" in said
 
 
-def test_training_holds_no_weights_but_the_transformers(released):
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--beta", "0"], "beta 0.0: is no temperature"),
+        (["--beta", "nan"], "beta nan: is no temperature"),
+        (["--set", "weights=[1,1]"], "are not two and three"),
+        (["--set", "weights"], "is no name=value"),
+        (["--set", "beta=3", "--beta", "4"], "gives beta a second time"),
+        (["--compile", "--device", "cpu"], "compile: brings nothing on cpu"),
+        (["--device", "gpu"], "device 'gpu': is no device"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_refused_before_anything_is_written(released, tmp_path, capsys, words, said):
+    assert command(released / "tiny-wan", released / "pairs", "--out", tmp_path / "run", *words) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and printed.out == "" and not (tmp_path / "run").exists()
+
+
+def test_a_mistyped_store_is_not_called_unfinished(released, capsys):
+    assert command(released / "tiny-wan", released / "piars") == 2
+    said = capsys.readouterr().err
+    assert "piars: is no store of pairs: there is no such folder" in said and "check the path" in said
+
+
+def test_an_alarm_on_the_command_line_is_one_line_for_people(released, tmp_path, capsys):
+    words = ("--out", tmp_path / "run", "--device", "cpu", "--recipe", "dpo", "--beta", 1e-6, "--steps", 22)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert not command(released / "tiny-wan", released / "pairs", *words, "--batch", 1, "--rank", 2, "--warmup", 0)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "the adapter does not learn" in line][0].startswith("localdpo: warning: step 21: ")
+    assert not any("Alarm" in line or "training.py" in line for line in said)
+
+
+def test_a_model_of_another_autoencoder_is_refused(released, tmp_path, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    other = shutil.copytree(released / "tiny-wan", tmp_path / "tiny-wan")
+    file = other / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+    (other / "checksums.json").unlink()
+    assert command(other, released / "pairs", "--out", tmp_path / "run") == 2
+    assert "(vae differ)" in capsys.readouterr().err
+
+
+def test_training_holds_no_weights_but_the_transformers_and_loads_them_quietly(released, capfd):
     from localdpo.training import network
 
     model = network(released / "tiny-wan", "cpu")
     assert {p.device.type for part in (model.vae, model.text_encoder) for p in part.parameters()} == {"meta"}
     assert {p.device.type for p in model.transformer.parameters()} == {"cpu"}
+    assert "oading" not in capfd.readouterr().err
 
 
 def test_pairs_of_another_model_are_refused(released, tmp_path, capsys):
