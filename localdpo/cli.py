@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #ec118977
+# %% ../nbs/90_cli.ipynb #06d93a7f
 import argparse
 import sys
 from importlib import import_module
@@ -17,6 +17,8 @@ WORDS = {
     "info": ("localdpo.info", "versions, devices and folders of this machine"),
     "pairs": ("localdpo.pair_builder", "make pairs from clips, verify them, say what is in a store"),
     "train": ("localdpo.train_command", "tune a model on pairs, go on with a run, or look for a beta"),
+    "sample": ("localdpo.sample_command", "make videos from prompts, with an adapter or without"),
+    "export": ("localdpo.export_command", "write an adapter for diffusers or ComfyUI"),
     "paper": ("localdpo.engine", "rerun the paper, or a part of it: a profile's graph of notebooks"),
     "rerun": ("localdpo.rerun", "execute one notebook with parameters, strictly"),
 }

@@ -89,6 +89,9 @@ def test_words_behind_two_dashes_reach_snakemake(tmp_path):
         "pair_builder",
         "train_config",
         "train_command",
+        "sampling",
+        "sample_command",
+        "export_command",
     ],
 )
 def test_importing_a_module_is_light(module):
