@@ -68,7 +68,7 @@ def _add(group, setting):
     else:
         group.add_argument(flag, type=facts.get("type", type(setting.default)), choices=facts.get("choices"), **options)
 
-# %% ../nbs/48_train_command.ipynb #28cbb21d
+# %% ../nbs/48_train_command.ipynb #46706765
 def recipe_settings(args):
     "The settings of the recipe that the command line names."
     settings = {} if args.beta is None else {"beta": args.beta}
@@ -125,7 +125,8 @@ def _train(args):
 
         print(probe := probe_beta(backbone, store, recipe, config))
         if beta := probe.suggested(args.recipe):
-            print(f"to train with it: --set beta={json.dumps(beta).replace(' ', '')}")
+            numbers = ",".join(f"{number:g}" for number in (beta if isinstance(beta, tuple) else [beta]))
+            print(f"to train with it: --set beta={f'[{numbers}]' if isinstance(beta, tuple) else numbers}")
         return
     folder = training.train(backbone, store, recipe, config)
     print(f"adapter: {folder / 'adapter'}")

@@ -1,12 +1,38 @@
-"""What several tests share: small notebooks to run."""
+"""What several tests share: small notebooks to run, a terminal, and random models."""
 
+import copy
 import fcntl
+import functools
 import pty
 import struct
 import termios
+from unittest import mock
 
 import nbformat
 import pytest
+
+
+@functools.cache
+def _random_model(name, layers):
+    import torch
+
+    from localdpo import miniature
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        size = miniature.SIZES[name] | (dict(num_layers=layers) if layers else {})
+        with mock.patch.dict(miniature.SIZES, {name: size}):
+            made = miniature.backbone(name)
+        with torch.no_grad():
+            for p in made.transformer.parameters():  # the last layer starts at zero, and would hide all others
+                p.add_(0.02 * torch.randn_like(p))
+    return made
+
+
+def random_model(name, layers=None):
+    "A copy of one tiny model with random weights of which none is zero; with few `layers` it is faster."
+    made = _random_model(name, layers)
+    return type(made)(copy.deepcopy(made.pipeline), name)
 
 
 @pytest.fixture

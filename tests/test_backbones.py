@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from conftest import random_model
 from diffusers import DiffusionPipeline
 
 from localdpo import backbones, miniature
@@ -19,15 +20,8 @@ NAMES = tuple(miniature.SIZES)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     "Each tiny model with random weights, in which nothing is zero, as a folder on disk."
-    root, made = tmp_path_factory.mktemp("models"), {}
-    for name in NAMES:
-        torch.manual_seed(0)
-        pipeline = miniature.assemble(name)
-        with torch.no_grad():
-            for p in pipeline.transformer.parameters():
-                p.add_(0.02 * torch.randn_like(p))
-        made[name] = miniature.release(pipeline, root / name, {})
-    return made
+    root = tmp_path_factory.mktemp("models")
+    return {name: miniature.release(random_model(name).pipeline, root / name, {}) for name in NAMES}
 
 
 @pytest.fixture(params=NAMES)

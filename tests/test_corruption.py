@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from conftest import random_model
 
-from localdpo import backbones, miniature
+from localdpo import backbones
 from localdpo.corruption import corrupt, steps_to_walk
 from localdpo.errors import Refused
 from localdpo.noise import normal_batch
@@ -13,12 +14,7 @@ PROMPTS = ["a red disc growing on a plain blue background", "a white wheel spinn
 
 @pytest.fixture(scope="module", params=backbones.TINY)
 def backbone(request):
-    torch.manual_seed(0)
-    made = miniature.backbone(request.param)
-    with torch.no_grad():
-        for p in made.transformer.parameters():
-            p.add_(0.02 * torch.randn_like(p))
-    return made
+    return random_model(request.param)
 
 
 @pytest.fixture(scope="module")

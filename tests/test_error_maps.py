@@ -1,11 +1,11 @@
 "Four maps from two passes: the same numbers as from four, the reference untouched, and each pair by its address."
 
-import copy
 import hashlib
 import math
 
 import pytest
 import torch
+from conftest import random_model
 
 from localdpo import adapters, losses, miniature
 from localdpo.error_maps import PairBatch, error_maps
@@ -13,20 +13,11 @@ from localdpo.errors import Refused
 from localdpo.noise import normal, normal_batch
 
 NAMES = tuple(miniature.SIZES)
-BASES = {}
 
 
 def fresh(name, dtype=torch.float32, seed=None):
-    "A copy of one random model in which nothing is zero, with an adapter that says nothing, or something if seeded."
-    if name not in BASES:
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            BASES[name] = miniature.backbone(name)
-            with torch.no_grad():
-                for p in BASES[name].transformer.parameters():
-                    p.add_(0.02 * torch.randn_like(p))
-    base = BASES[name]
-    model = type(base)(copy.deepcopy(base.pipeline), name)
+    "A random model with an adapter that says nothing, or something if seeded."
+    model = random_model(name)
     model.transformer.to(dtype)
     adapters.add(model, rank=4, alpha=8)
     if seed is not None:
@@ -75,7 +66,7 @@ def test_at_the_first_step_the_gap_is_exactly_zero(name):
 def test_the_maps_are_those_of_four_passes_one_pair_at_a_time(name):
     model, batch = fresh(name, seed=3), pairs()
     e = error_maps(model, batch, seed=0, visits=[4, 9])
-    plain = BASES[name]
+    plain = random_model(name)
     for b, visit in enumerate((4, 9)):
         address = dict(seed=0, ids=[batch.ids[b]], visits=[visit])
         t, noise = model.draw_timesteps(**address), normal_batch((16, 3, 8, 8), purpose="noise", **address)

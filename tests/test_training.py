@@ -1,6 +1,5 @@
 "A run ends where it would have ended, whatever happened on the way; and what goes wrong is said."
 
-import copy
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import random_model
 
 from localdpo import adapters, alarms, checkpoints, losses, miniature, training
 from localdpo.error_maps import PairBatch
@@ -23,23 +23,11 @@ from localdpo.noise import normal
 from localdpo.train_config import TrainConfig
 from localdpo.training import RECIPES, Recipe, draws, gradient, train
 
-BASES = {}
 SMALL = dict(steps=12, batch=4, micro_batch=2, rank=4, lr=1e-3, warmup=2, save_every=1, keep=2)
 
 
 def fresh(name="tiny-wan-1.3b", dtype=torch.float32):
-    "A copy of one random model in which nothing is zero."
-    if name not in BASES:
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            shallow = miniature.SIZES[name] | dict(num_layers=2)
-            with mock.patch.dict(miniature.SIZES, {name: shallow}):
-                BASES[name] = miniature.backbone(name)
-            with torch.no_grad():
-                for p in BASES[name].transformer.parameters():
-                    p.add_(0.02 * torch.randn_like(p))
-    base = BASES[name]
-    model = type(base)(copy.deepcopy(base.pipeline), name)
+    model = random_model(name, layers=2)
     if dtype != torch.float32:
         model.transformer.to(dtype)
     return model
