@@ -54,6 +54,30 @@ def _ahead(read, calls):
         if waiting is not None:
             yield waiting.result()
 
+# %% ../nbs/42_training.ipynb #d7d8c880
+class _Waits:
+    "The `items`, and how many seconds their reader has waited for them."
+
+    def __init__(self, items):
+        self.items, self.seconds = items, 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        began = time.perf_counter()
+        item = next(self.items)
+        self.seconds += time.perf_counter() - began
+        return item
+
+
+def _speed(seconds, waited, flops, device):
+    "What a step took: its time, the share of it spent waiting for pairs, and the work done a second."
+    rate = flops / seconds
+    found = dict(seconds=round(seconds, 3), data_wait=round(waited / seconds, 4), tflops=round(rate / 1e12, 4))
+    peak = train_plan.peak(device)
+    return found | ({} if peak is None else dict(mfu=round(rate / peak, 4)))
+
 # %% ../nbs/42_training.ipynb #74d6f7d1
 def gradient(backbone, recipe, config, passes):
     "Add up the gradient of a step; returns the numbers of each pass, and the tensor that is to blame if one is not finite."
@@ -152,7 +176,7 @@ def _keep(folder, step, this, backbone, named, optimiser, keep):
 
     checkpoints.save(folder / "checkpoints", step, write, keep)
 
-# %% ../nbs/42_training.ipynb #4731a32f
+# %% ../nbs/42_training.ipynb #65871872
 def train(backbone, pairs, recipe, config=None):
     "Tune an adapter of `backbone` on `pairs` by `recipe`, or go on with it; returns the folder of the run."
     config = (config or TrainConfig()).filled(backbone)
@@ -170,7 +194,8 @@ def train(backbone, pairs, recipe, config=None):
         accelerator.wait_for_everyone()
         start = made = _restore(folder, this, named, optimiser)
         _agree(accelerator, start)
-        log = _begin(accelerator, backbone, pairs, recipe, config, this, start, named) if main else None
+        if main:
+            log, work = _begin(accelerator, backbone, pairs, recipe, config, this, start, named)
 
         def read(call):
             indices, visits = call
@@ -178,12 +203,12 @@ def train(backbone, pairs, recipe, config=None):
 
         steps = range(start, config.steps)
         calls = (call for step in steps for call in draws(config, len(pairs), step, rank, world))
-        batches, count = _ahead(read, calls), config.batch // (config.micro_batch * world)
+        batches, count = _Waits(_ahead(read, calls)), config.batch // (config.micro_batch * world)
         if config.compile:
             _compile(backbone)
         try:
             for step in progress(steps, folder.name, unit="step") if main and steps else steps:
-                began = time.perf_counter()
+                began, waited = time.perf_counter(), batches.seconds
                 passes = ((*next(batches), 1 / count) for _ in range(count))
                 with proven(backbone, config.recompute) if step == start else contextlib.nullcontext():
                     lines, blame = gradient(backbone, recipe, config, passes)
@@ -195,7 +220,9 @@ def train(backbone, pairs, recipe, config=None):
                     made = step + 1
                     if main:
                         line = dict(step=made) | line | dict(lr=optimiser.param_groups[0]["lr"])
-                        log.add(line | dict(seconds=round(time.perf_counter() - began, 3)))
+                        seconds, waited = time.perf_counter() - began, batches.seconds - waited
+                        line |= _speed(seconds, waited, work / world, backbone.device)
+                        log.add(line)
                         accelerator.log(line, step=made)
                         if made % config.save_every == 0 or made == config.steps:
                             _keep(folder, made, this, backbone, named, optimiser, config.keep)
@@ -213,10 +240,10 @@ def train(backbone, pairs, recipe, config=None):
         accelerator.wait_for_everyone()
     return folder
 
-# %% ../nbs/42_training.ipynb #5407df74
+# %% ../nbs/42_training.ipynb #704fb534
 def _begin(accelerator, backbone, pairs, recipe, config, this, start, named):
-    "Say what the run will cost, or that it is finished, and open its log."
-    folder, world = Path(config.out), accelerator.num_processes
+    "Say what the run will cost, or that it is finished; returns its log, and the operations of a step."
+    folder, world, work = Path(config.out), accelerator.num_processes, None
     from localdpo import info
 
     paths.write_json(folder / "run.json", dict(identity=this, config=asdict(config), here=info.provenance()))
@@ -228,6 +255,7 @@ def _begin(accelerator, backbone, pairs, recipe, config, this, start, named):
         text = batch.text.to(backbone.device).repeat(2, 1, 1)
         with torch.autocast(backbone.device.type, torch.bfloat16, config.precision == "bf16"), backbone.reference():
             cost = train_plan.measure(backbone, noisy, t, text)
+        work = cost.flops(config.recompute) * config.batch
         trained = sum(p.numel() for p in named.values())
         name = recipe if isinstance(recipe, Recipe) else this["recipe"]["name"]
         print(train_plan.describe(backbone, config, cost, trained, len(pairs), world, start, name), flush=True)
@@ -236,7 +264,7 @@ def _begin(accelerator, backbone, pairs, recipe, config, this, start, named):
         said = f"all {start} steps were made" + f", more than the {config.steps} asked for" * (start > config.steps)
         print(f"{folder} is finished: {said}; its adapter is {folder / 'adapter'}", flush=True)
     watch = alarms.Watch(config.steps, config.batch, config.warmup)
-    return alarms.Log(folder / "metrics.jsonl", watch, start)
+    return alarms.Log(folder / "metrics.jsonl", watch, start), work
 
 
 def _agree(accelerator, start):

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -117,6 +118,24 @@ def test_the_model_is_as_it_was_and_the_adapter_moves_it(tmp_path, whole):
             assert not torch.equal(moved, model.predict(x, t, text))
 
 
+def untimed(lines):
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+TIMES = ("seconds", "data_wait", "tflops")
+
+
+def test_each_step_says_how_long_it_took_and_how_much_of_that_it_waited(whole, tmp_path):
+    class Slow(Pairs):
+        def batch(self, indices):
+            time.sleep(0.4)
+            return super().batch(indices)
+
+    usual, slow = (alarms.read(f / "metrics.jsonl") for f in (whole, run(tmp_path / "run", pairs=Slow(), steps=1)))
+    assert all(line["tflops"] > 0 and 0 <= line["data_wait"] <= 1 and "mfu" not in line for line in usual)
+    assert slow[0]["data_wait"] * slow[0]["seconds"] > 0.3  # nothing was read ahead of the first step
+
+
 def test_the_loss_falls_and_every_step_is_written(whole):
     lines = alarms.read(whole / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13)) and lines[-1]["dpo_loss"] < lines[0]["dpo_loss"]
@@ -150,7 +169,7 @@ def test_a_run_that_was_stopped_ends_where_it_would_have_ended(tmp_path, whole, 
     assert checkpoints.steps(tmp_path / "run/checkpoints") == [s for s in (step - 1, step) if s > 0]
     assert final(run(tmp_path / "run")) == final(whole)
     mine, theirs = (alarms.read(f / "metrics.jsonl") for f in (tmp_path / "run", whole))
-    assert [line | dict(seconds=0) for line in mine] == [line | dict(seconds=0) for line in theirs]
+    assert untimed(mine) == untimed(theirs)
 
 
 def test_a_run_that_was_stopped_between_checkpoints_does_the_lost_steps_again(tmp_path, whole):
@@ -189,7 +208,7 @@ def test_ctrl_c_keeps_every_step_that_was_made(tmp_path, whole, place, monkeypat
     assert final(run(tmp_path / "run", save_every=100)) == final(whole)
     assert f"goes on at step {made + 1} of 12" in capsys.readouterr().out
     mine, theirs = (alarms.read(f / "metrics.jsonl") for f in (tmp_path / "run", whole))
-    assert [line | dict(seconds=0) for line in mine] == [line | dict(seconds=0) for line in theirs]
+    assert untimed(mine) == untimed(theirs)
 
 
 def test_passes_of_another_size_make_the_same_steps(tmp_path, whole):
