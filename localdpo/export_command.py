@@ -57,20 +57,27 @@ def outline(name):
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Refused(folder, f"holds no model ({type(error).__name__})", "name the folder of a pipeline") from error
 
-# %% ../nbs/52_export_command.ipynb #9f94f2ce
+# %% ../nbs/52_export_command.ipynb #d8e616ab
 def export(source, form, out, model=None, alpha=None):
     "Write the adapter of a run, folder or file for the program `form`; returns the report of its keys."
     from localdpo import adapters, paths
     from localdpo.sampling import find_adapter
 
     source, out = find_adapter(source), Path(out)
+    if out.is_file() and form == "diffusers" and out.suffix != ".safetensors":
+        raise Refused(out, "is a file", "name a folder, or a file that ends in .safetensors")
+    if form == "comfyui" and out.is_dir():
+        raise Refused(out, "is a folder", "name a file in it that ends in .safetensors")
     if form == "diffusers" and out.suffix != ".safetensors":
         out = out / adapters.FILE
     if model is not None:
         adapters.check_fit(adapters.read(source, alpha), SimpleNamespace(name=model, transformer=outline(model)))
     write = dict(diffusers=adapters.export_diffusers, comfyui=adapters.export_comfyui)[form]
     with tempfile.TemporaryDirectory() as work:
-        report = write(source, Path(work) / out.name, alpha=alpha)
+        try:
+            report = write(source, Path(work) / out.name, alpha=alpha)
+        except Refused as refusal:  # of a name that will not do: say the one that was given
+            raise Refused(out if work in str(refusal.what) else refusal.what, refusal.why, refusal.then) from refusal
         data = report.file.read_bytes()
     if not out.exists():
         with paths.atomic(out) as temporary:

@@ -167,21 +167,22 @@ def backbone(name, vae=None, device=None):
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return (Wan if family(name) == "wan" else CogVideoX)(assemble(name, trained).to(device), name)
 
-# %% ../nbs/24_miniature.ipynb #60465b51
+# %% ../nbs/24_miniature.ipynb #a19d34ae
 def inherit(pipeline, start):
     "Give `pipeline` the transformer and text encoder of the model `start`; further layers begin without effect."
     from localdpo import backbones
 
     source = backbones.load(start, pipeline.device)
-    pipeline.text_encoder.load_state_dict(source.text_encoder.state_dict())
-    known = source.transformer.state_dict()
-    said = pipeline.transformer.load_state_dict(known, strict=False)
-    blocks = "transformer_blocks.", "blocks."
-    if said.unexpected_keys or not all(name.startswith(blocks) for name in said.missing_keys):
+    known, there = source.transformer.state_dict(), pipeline.transformer.state_dict()
+    new, blocks = there.keys() - known.keys(), ("transformer_blocks.", "blocks.")
+    fits = all(name in there and there[name].shape == value.shape for name, value in known.items())
+    if not fits or not all(name.startswith(blocks) for name in new):
         raise Refused(start, f"is no smaller {type(pipeline.transformer).__name__}", "start from random weights")
-    for name in said.missing_keys:
-        if ".to_out." in name or ".net.2." in name:
+    pipeline.transformer.load_state_dict(known, strict=False)
+    for name in new:
+        if ".to_out." in name or ".net.2." in name:  # where a block adds to what passes through
             pipeline.transformer.get_parameter(name).data.zero_()
+    pipeline.text_encoder.load_state_dict(source.text_encoder.state_dict())
 
 # %% ../nbs/24_miniature.ipynb #cd05275b
 def release(pipeline, folder, run):

@@ -95,7 +95,7 @@ def _lines(path):
         raise Refused(path, f"cannot be read ({error.strerror})", "name the file with the prompts") from error
     return [(f"{path.name} line {i}", _row(line.strip())) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
 
-# %% ../nbs/50_sampling.ipynb #5e61eb99
+# %% ../nbs/50_sampling.ipynb #81b857a7
 def find_adapter(path):
     "The file of the adapter at `path`: a file, a folder of an adapter, or a run."
     from localdpo import adapters, checkpoints
@@ -107,12 +107,24 @@ def find_adapter(path):
         return path
     for folder in (path, path / "adapter"):
         if (file := folder / adapters.FILE).exists():
+            _check_sums(folder)
             return file
     if (path / "checkpoints").is_dir() and (newest := checkpoints.latest(path / "checkpoints")):
         print(f"{path} is not finished; its newest checkpoint is used: {newest.name}", flush=True)
         return newest / adapters.FILE
     why = "is a run without a checkpoint" if (path / "run.json").exists() else f"holds no adapter ({adapters.FILE})"
     raise Refused(path, why, "name a run that has been trained, a folder with an adapter, or its file")
+
+
+def _check_sums(folder):
+    from localdpo import checkpoints
+
+    if (folder / checkpoints.SUMS).exists():
+        try:
+            checkpoints.check(folder)
+        except Refused as refusal:
+            then = "name a checkpoint of the run that is whole, or train it again"
+            raise Refused(folder, refusal.why, then) from refusal
 
 
 @contextlib.contextmanager
@@ -339,7 +351,7 @@ def _say(out, there, i, n):
     again = f", {damaged} damaged and made again" * bool(damaged)
     print(f"{out}: {whole} of {len(states)} videos{share} are there{again}", flush=True)
 
-# %% ../nbs/50_sampling.ipynb #9477cc4c
+# %% ../nbs/50_sampling.ipynb #72c6a04c
 def _finish(out, jobs, key, begun):
     "Write the manifest if all videos are there."
     entries = [_entry(out, job, key) for job in jobs]
@@ -354,6 +366,8 @@ def _finish(out, jobs, key, begun):
     facts = {name: begun[name] for name in ("model", "adapter", "settings", "seed", "seeds")}
     manifest = dict(format=1, **facts, made_with=made_with, videos=videos)
     paths.write_json(out / "manifest.json", manifest)
+    if others := len(list((out / "videos").glob("[!.]*.mp4"))) - len(videos):
+        print(f"{out}: the manifest lists the {len(videos)} videos that were asked for, and not {others} others there")
     for folder in ("videos", "records"):
         for leftover in (out / folder).glob(".*"):  # of workers that were killed
             leftover.unlink(missing_ok=True)

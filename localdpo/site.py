@@ -17,13 +17,14 @@ from pathlib import Path
 from . import paths
 from .errors import Refused
 
-# %% ../nbs/92_site.ipynb #7ce9d15d
+# %% ../nbs/92_site.ipynb #6142de15
 STAGES = {"0": "Ground", "1": "Clips", "2": "Model", "3": "Pairs", "4": "Train", "recipes": "Recipes"}
 STAGES |= {
     "5": "Videos",
     "6": "Scores",
     "7": "Paper",
     "miniature": "Miniature",
+    "benchmarks": "Benchmarks",
     "rerun": "Reruns",
     "8": "Runs",
     "9": "Tools",

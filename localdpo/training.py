@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['draws', 'gradient', 'policy', 'adamw', 'advance', 'proven', 'train', 'curves']
 
-# %% ../nbs/42_training.ipynb #580f70a8
+# %% ../nbs/42_training.ipynb #71bb6b8d
 import contextlib
 import functools
 import json
 import math
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -176,7 +177,7 @@ def _keep(folder, step, this, backbone, named, optimiser, keep):
 
     checkpoints.save(folder / "checkpoints", step, write, keep)
 
-# %% ../nbs/42_training.ipynb #65871872
+# %% ../nbs/42_training.ipynb #d1f4b605
 def train(backbone, pairs, recipe, config=None):
     "Tune an adapter of `backbone` on `pairs` by `recipe`, or go on with it; returns the folder of the run."
     config = (config or TrainConfig()).filled(backbone)
@@ -202,6 +203,8 @@ def train(backbone, pairs, recipe, config=None):
             return pairs.batch(list(indices)), list(visits)
 
         steps = range(start, config.steps)
+        if main and steps and start:
+            shutil.rmtree(folder / "adapter", ignore_errors=True)  # of a shorter run; a checkpoint has it
         calls = (call for step in steps for call in draws(config, len(pairs), step, rank, world))
         batches, count = _Waits(_ahead(read, calls)), config.batch // (config.micro_batch * world)
         if config.compile:
@@ -226,7 +229,7 @@ def train(backbone, pairs, recipe, config=None):
                         accelerator.log(line, step=made)
                         if made % config.save_every == 0 or made == config.steps:
                             _keep(folder, made, this, backbone, named, optimiser, config.keep)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Refused):  # Refused: a pair that is damaged
             if main and made > start:
                 with checkpoints.undisturbed():
                     _keep(folder, made, this, backbone, named, optimiser, config.keep)
@@ -235,6 +238,7 @@ def train(backbone, pairs, recipe, config=None):
             raise
         if main:
             adapters.save(backbone, folder / "adapter")
+            checkpoints.seal(folder / "adapter")
             for tracker in accelerator.trackers:  # end_training would also part the processes
                 tracker.finish()
         accelerator.wait_for_everyone()

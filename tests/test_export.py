@@ -203,3 +203,12 @@ def test_on_the_command_line(wan, tmp_path, capsys, monkeypatch):
     assert "name it mine.safetensors" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main("export run --format gguf --out mine".split())
+
+
+@pytest.mark.parametrize(("form", "name"), [("comfyui", "folder"), ("comfyui", "lora.txt"), ("diffusers", "note.txt")])
+def test_a_name_that_will_not_do_is_refused_as_it_was_given(wan, tmp_path, form, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(Refused) as refused:
+        export(wan, form, tmp_path / name)
+    assert refused.value.what == str(tmp_path / name) and (tmp_path / "note.txt").read_text() == "mine"

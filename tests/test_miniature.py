@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from localdpo import attributes, backbones, miniature, paths, rerun
+from localdpo.errors import Refused
 from localdpo.noise import normal
 from localdpo.pools import pool
 from localdpo.pretraining import pixels, psnr
@@ -164,3 +165,20 @@ def test_training_notebooks_make_a_model_from_nothing(name, tmp_path):
     check = dict(model=str(tmp_path / name / "model"), clips=8, steps=2, cfg_scales="1 2", out=str(tmp_path))
     rerun.run(folder / "03_check.ipynb", tmp_path / "check.ipynb", check)
     assert set(json.loads((tmp_path / "check.json").read_text())["shares"]) == {"real", "autoencoder", "generated"}
+
+
+def test_a_deeper_model_starts_where_a_smaller_one_ended(monkeypatch):
+    size = miniature.SIZES["tiny-cogvideox-2b"]
+    monkeypatch.setitem(miniature.SIZES, "deeper-2b", size | dict(num_layers=size["num_layers"] + 2))
+    source, deeper = backbones.load("tiny-cogvideox-2b"), miniature.backbone("deeper-2b", device="cpu")
+    miniature.inherit(deeper.pipeline, "tiny-cogvideox-2b")
+    z, t = normal((16, 3, 8, 8), seed=0, id=0, purpose="test")[None], torch.tensor([500])
+    with torch.no_grad():
+        texts = [model.embed([prompt(specs()[0])]) for model in (source, deeper)]
+        ours, theirs = (model.predict(z, t, text) for model, text in zip((deeper, source), texts[::-1], strict=True))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_model_of_another_kind_is_no_start():
+    with pytest.raises(Refused, match="tiny-wan-1.3b.*is no smaller CogVideoX"):
+        miniature.inherit(miniature.backbone("tiny-cogvideox-2b", device="cpu").pipeline, "tiny-wan-1.3b")

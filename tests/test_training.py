@@ -21,6 +21,7 @@ from localdpo import adapters, alarms, checkpoints, losses, miniature, training
 from localdpo.error_maps import PairBatch
 from localdpo.errors import Failed, Refused
 from localdpo.noise import normal
+from localdpo.sampling import find_adapter
 from localdpo.train_config import TrainConfig
 from localdpo.training import RECIPES, Recipe, draws, gradient, train
 
@@ -454,6 +455,32 @@ def test_a_finished_run_says_so_and_can_be_made_longer(tmp_path, whole, capsys):
     run(tmp_path / "run", steps=4)
     assert "all 6 steps were made, more than the 4 asked for" in capsys.readouterr().out
     assert final(run(tmp_path / "run")) == final(whole)
+
+
+def test_a_longer_run_that_was_stopped_does_not_pass_off_its_old_adapter_as_new(tmp_path):
+    run(tmp_path / "run", steps=2)
+    assert find_adapter(tmp_path / "run").parent.name == "adapter"
+    with pytest.raises(Stop):
+        run(tmp_path / "run", steps=8, pairs=Pairs(stop_after(3)))
+    assert find_adapter(tmp_path / "run").parent.name == "step-000005"
+
+
+def test_a_damaged_adapter_is_not_used(tmp_path):
+    file = find_adapter(run(tmp_path / "run", steps=1))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(Refused, match="adapter: is damaged"):
+        find_adapter(tmp_path / "run")
+
+
+def test_a_damaged_pair_costs_no_step(tmp_path):
+    def damaged(read):
+        if read > 6:  # the pairs of three steps, and of the plan
+            raise Refused("pair 7", "is damaged", "make it again")
+
+    with pytest.raises(Refused, match="pair 7"):
+        run(tmp_path / "run", pairs=Pairs(damaged), save_every=100)
+    assert checkpoints.steps(tmp_path / "run/checkpoints") == [3]
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
