@@ -21,9 +21,9 @@ from .errors import Refused
 from .noise import normal_batch
 from .progress import progress
 
-# %% ../nbs/20_backbones.ipynb #9e4de9c3
+# %% ../nbs/20_backbones.ipynb #4e9d70a3
 WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path("../localdpo/weights")
-TINY = ("tiny-cogvideox-2b", "tiny-wan-1.3b")
+TINY = ("tiny-cogvideox-2b", "tiny-cogvideox-5b", "tiny-wan-1.3b")
 HUB = {
     "cogvideox-2b": "zai-org/CogVideoX-2b",
     "cogvideox-5b": "zai-org/CogVideoX-5b",

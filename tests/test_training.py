@@ -182,6 +182,15 @@ def test_a_run_that_was_stopped_between_checkpoints_does_the_lost_steps_again(tm
     assert len(alarms.read(tmp_path / "run/metrics.jsonl")) == 12
 
 
+@pytest.fixture
+def interruptible():
+    "Ctrl-C works, also where the tests run as a job in the background, which is started without it."
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("place", ["_share", "advance", "reader"])
 def test_ctrl_c_keeps_every_step_that_was_made(tmp_path, whole, place, monkeypatch, capsys):
     def interrupt(read):
