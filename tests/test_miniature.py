@@ -138,7 +138,8 @@ SO_FAR = {"tiny-cogvideox-2b": dict(texture=0.65), "tiny-wan-1.3b": dict(texture
 @pytest.mark.timeout(900)
 def test_clips_show_what_the_prompt_says(backbone):
     items = pool("curated", 96, "held out", seed=11)
-    clips = backbone.generate([item.prompt() for item in items], steps=20, cfg_scale=4.0)
+    guidance = json.loads((backbones.WEIGHTS / backbone.name / "check.json").read_text())["cfg_scale"]
+    clips = backbone.generate([item.prompt() for item in items], steps=20, cfg_scale=guidance)
     right = attributes.agreement(attributes.load().read(clips), [item.spec for item in items])
     bars = BARS | SO_FAR.get(backbone.name, {})
     missed = {name: right[name] for name, bar in bars.items() if attributes.interval(right[name], 96)[1] < bar}
