@@ -228,7 +228,7 @@ def load(name_or_path, device=None, dtype=None):
         ) from error
     return family(pipeline, str(name_or_path))
 
-# %% ../nbs/20_backbones.ipynb #806e82c3
+# %% ../nbs/20_backbones.ipynb #2e9e574a
 class Backbone:
     "A text-to-video diffusion model with frozen weights; families fill in what differs."
 
@@ -321,7 +321,7 @@ class Backbone:
                 raise Refused(
                     f"prompt {prompt[:60]!r}",
                     f"has words that {self.name} never saw: {', '.join(unknown)}",
-                    "write it with localdpo.world.prompt, whose words are all it knows",
+                    "write it like 'a red disc moving left on a striped blue background'; localdpo.world.prompt has all words",
                 )
         return (torch.tensor(found[key], device=self.device) for key in ("input_ids", "attention_mask"))
 

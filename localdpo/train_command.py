@@ -18,7 +18,7 @@ import localdpo
 from .errors import Refused
 from .train_config import TrainConfig
 
-# %% ../nbs/48_train_command.ipynb #78956584
+# %% ../nbs/48_train_command.ipynb #165d4ab8
 RECIPES = ("local_dpo", "ra_dpo", "dpo", "sft")
 
 
@@ -37,7 +37,7 @@ def add_arguments(parser):
         "--beta",
         type=float,
         help="beta of the objective (5000; tiny models 300 inside the mask and 1000 for the whole clip, "
-        "as in --set beta=[300,1000])",
+        "as in --set 'beta=[300,1000]')",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="further setting of the recipe"
@@ -68,7 +68,7 @@ def _add(group, setting):
     else:
         group.add_argument(flag, type=facts.get("type", type(setting.default)), choices=facts.get("choices"), **options)
 
-# %% ../nbs/48_train_command.ipynb #46706765
+# %% ../nbs/48_train_command.ipynb #d6c78d41
 def recipe_settings(args):
     "The settings of the recipe that the command line names."
     settings = {} if args.beta is None else {"beta": args.beta}
@@ -79,7 +79,8 @@ def recipe_settings(args):
         try:
             settings[name] = json.loads(value)
         except ValueError:
-            raise Refused(f"--set {text}", "is no name=value", "write it as --set weights=[1,1,0.1]") from None
+            why = f"says no number for {name}" if value else "is no name=value"
+            raise Refused(f"--set {text}", why, "write it as --set 'weights=[1,1,0.1]'") from None
         if isinstance(settings[name], list):
             settings[name] = tuple(settings[name])
     return settings
@@ -126,7 +127,7 @@ def _train(args):
         print(probe := probe_beta(backbone, store, recipe, config))
         if beta := probe.suggested(args.recipe):
             numbers = ",".join(f"{number:g}" for number in (beta if isinstance(beta, tuple) else [beta]))
-            print(f"to train with it: --set beta={f'[{numbers}]' if isinstance(beta, tuple) else numbers}")
+            print(f"to train with it: --set 'beta={f'[{numbers}]' if isinstance(beta, tuple) else numbers}'")
         return
     folder = training.train(backbone, store, recipe, config)
     print(f"adapter: {folder / 'adapter'}")

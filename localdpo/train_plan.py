@@ -105,7 +105,7 @@ def memory(backbone, cost, trained, config):
     kept = cost.inputs + cost.activations / parts if config.recompute else cost.activations
     return int(weights + 16 * trained + kept * 2 * config.micro_batch / cost.clips)
 
-# %% ../nbs/45_train_plan.ipynb #6f9d5e5f
+# %% ../nbs/45_train_plan.ipynb #af355a2e
 def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=None):
     "The plan of a run, as lines of text."
     accumulation = config.batch // (config.micro_batch * world)
@@ -120,7 +120,8 @@ def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=No
         "batch": f"{config.batch} pairs = {config.micro_batch} x {accumulation} accumulated x {world} processes",
         "steps": (f"goes on at step {start + 1} of {config.steps}" if start else f"{config.steps}")
         + f", {epochs:.2f} times through {pairs} pairs",
-        "rate": f"{config.lr:g} after {config.warmup} steps",
+        "rate": f"{config.lr:g} after {config.warmup} steps"
+        + ", which it does not reach" * (config.warmup > config.steps),
         "memory": f"about {_bytes(needed)}{room}" + (", computing activations twice" if config.recompute else ""),
         "work": f"{_count(cost.flops(config.recompute))}FLOP a pair, "
         f"{_count(cost.flops(config.recompute) * config.batch * (config.steps - start))}FLOP in all",

@@ -681,7 +681,7 @@ def test_the_command_line_trains_goes_on_and_probes(released, tmp_path, capsys):
     assert command(*words, "--out", tmp_path / "run", "--steps", 3) == 2
     assert "holds another run: recipe beta was 500.0, is [300.0, 1000.0]" in capsys.readouterr().err
     assert not command(*words, "--probe-beta", "--out", tmp_path / "none") and not (tmp_path / "none").exists()
-    assert "median" in (said := capsys.readouterr().out) and "to train with it: --set beta=[" in said
+    assert "median" in (said := capsys.readouterr().out) and "to train with it: --set 'beta=[" in said
 
 
 @pytest.mark.parametrize(
@@ -691,6 +691,7 @@ def test_the_command_line_trains_goes_on_and_probes(released, tmp_path, capsys):
         (["--beta", "nan"], "beta nan: is no temperature"),
         (["--set", "weights=[1,1]"], "are not two and three"),
         (["--set", "weights"], "is no name=value"),
+        (["--set", "beta=abc"], "says no number for beta"),
         (["--set", "beta=3", "--beta", "4"], "gives beta a second time"),
         (["--compile", "--device", "cpu"], "compile: brings nothing on cpu"),
         (["--device", "gpu"], "device 'gpu': is no device"),
