@@ -121,8 +121,12 @@ def opening_faults(notebook):
     good = first.cell_type == "markdown" and re.match(r"# \S.*\n>", first.source)
     return [] if good else [f"{notebook.name}: its first cell is not a `# title` and a `> one line` below it"]
 
-# %% ../nbs/91_dev.ipynb #10011961
-PICTURES = {"nbs/images/tour.png": "nbs/00_tour.ipynb", "nbs/images/miniature.png": "nbs/24_miniature.ipynb"}
+# %% ../nbs/91_dev.ipynb #188337bd
+PICTURES = {
+    "nbs/images/tour.png": "nbs/00_tour.ipynb",
+    "nbs/images/miniature.png": "nbs/24_miniature.ipynb",
+    "nbs/images/tuning.png": "nbs/miniature/06_tuning.ipynb",
+}
 
 
 def _from_top(link):
