@@ -55,15 +55,12 @@ def _ahead(read, calls):
         if waiting is not None:
             yield waiting.result()
 
-# %% ../nbs/42_training.ipynb #d7d8c880
+# %% ../nbs/42_training.ipynb #0625abb7
 class _Waits:
     "The `items`, and how many seconds their reader has waited for them."
 
     def __init__(self, items):
         self.items, self.seconds = items, 0.0
-
-    def __iter__(self):
-        return self
 
     def __next__(self):
         began = time.perf_counter()
