@@ -36,14 +36,15 @@ def notebooks(root):
 def _title(root, path):
     return path.relative_to(root).as_posix()
 
-# %% ../nbs/91_dev.ipynb #4dd1bf17
+# %% ../nbs/91_dev.ipynb #458df1ae
 def export_faults(root):
     "Modules that are not what their notebooks export."
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-        for name in ("settings.ini", "localdpo/__init__.py"):
-            (copy / name).parent.mkdir(exist_ok=True)
+        by_hand = [path.relative_to(root) for path in (root / "localdpo").rglob("__init__.py")]
+        for name in ("settings.ini", *by_hand):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(root / name, copy / name)
         export = [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"]
         done = subprocess.run(export, cwd=copy, capture_output=True, text=True, check=False)
