@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TERMS', 'gaps', 'Probe', 'probe_beta', 'histogram']
 
-# %% ../nbs/46_beta_probe.ipynb #fde20add
+# %% ../nbs/46_beta_probe.ipynb #7f54ceb6
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,10 @@ from .losses import ErrorMaps
 from .progress import progress
 from .train_config import TrainConfig
 from .training import adamw, advance, draws, gradient, policy
-from .training_setup import Recipe
+from .training_setup import Recipe, check_pairs
 
-# %% ../nbs/46_beta_probe.ipynb #b39c907f
-def gaps(maps, batch):
+# %% ../nbs/46_beta_probe.ipynb #fc8ad96b
+def gaps(maps, batch, alpha_range=losses.ALPHA_RANGE):
     "The size of each pair's logit at beta 1, for each term that the pairs allow."
     found = {"dpo": [], "ra_dpo": []}
     for i in range(maps.shape[0]):
@@ -27,10 +27,10 @@ def gaps(maps, batch):
         found["dpo"].append(losses.dpo(one, 1.0)[1]["logit_max"])
         if batch.mask is not None and batch.noise_alpha is not None:
             alone = batch.mask[i : i + 1], batch.noise_alpha[i : i + 1]
-            found["ra_dpo"].append(losses.ra_dpo(one, *alone, 1.0)[1]["logit_max_inside"])
+            found["ra_dpo"].append(losses.ra_dpo(one, *alone, 1.0, alpha_range)[1]["logit_max_inside"])
     return {term: values for term, values in found.items() if values}
 
-# %% ../nbs/46_beta_probe.ipynb #fe71814b
+# %% ../nbs/46_beta_probe.ipynb #729dc30c
 TERMS = {"local_dpo": ("ra_dpo", "dpo"), "ra_dpo": ("ra_dpo",), "dpo": ("dpo",)}
 
 
@@ -63,14 +63,15 @@ def probe_beta(backbone, pairs, recipe, config=None, steps=12):
     "Train a few steps that are not kept, and suggest a beta for each term from the logits of the later half."
     config = (config or TrainConfig()).filled(backbone)
     recipe = recipe.filled(backbone) if isinstance(recipe, Recipe) else recipe
-    sizes = {}
+    check_pairs(pairs, recipe, config)
+    sizes, ranges = {}, {k: v for k, v in getattr(recipe, "settings", {}).items() if k == "alpha_range"}
     with policy(backbone, config) as named:
         optimiser = adamw(named, config)
         for step in progress(range(steps), "probe", unit="step"):
             found = {}
 
             def watched(maps, batch, found=found):
-                for term, values in gaps(maps, batch).items():
+                for term, values in gaps(maps, batch, **ranges).items():
                     found.setdefault(term, []).extend(values)
                 return recipe(maps, batch)
 

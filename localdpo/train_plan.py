@@ -105,7 +105,7 @@ def memory(backbone, cost, trained, config):
     kept = cost.inputs + cost.activations / parts if config.recompute else cost.activations
     return int(weights + 16 * trained + kept * 2 * config.micro_batch / cost.clips)
 
-# %% ../nbs/45_train_plan.ipynb #af355a2e
+# %% ../nbs/45_train_plan.ipynb #f85ff94d
 def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=None):
     "The plan of a run, as lines of text."
     accumulation = config.batch // (config.micro_batch * world)
@@ -113,13 +113,15 @@ def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=No
     seconds = cost.pair_seconds(config.recompute) * config.batch / world * (config.steps - start)
     room = f" of {_bytes(free)} free" if free is not None else ""
     epochs = config.steps * config.batch / pairs
+    twice = epochs > 1 and pairs % config.batch
     lines = {
         "model": f"{backbone.name}, computing in {config.precision} on {backbone.device}",
         "recipe": f"{recipe}",
         "adapter": f"rank {config.rank}, strength {config.alpha / config.rank:g}, {trained / 1e6:.2f} M numbers learn",
         "batch": f"{config.batch} pairs = {config.micro_batch} x {accumulation} accumulated x {world} processes",
         "steps": (f"goes on at step {start + 1} of {config.steps}" if start else f"{config.steps}")
-        + f", {epochs:.2f} times through {pairs} pairs",
+        + f", {epochs:.2f} times through {pairs} pairs"
+        + "; where a round ends inside a step, a pair may be in it twice" * bool(twice),
         "rate": f"{config.lr:g} after {config.warmup} steps"
         + ", which it does not reach" * (config.warmup > config.steps),
         "memory": f"about {_bytes(needed)}{room}" + (", computing activations twice" if config.recompute else ""),

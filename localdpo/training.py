@@ -174,7 +174,7 @@ def _keep(folder, step, this, backbone, named, optimiser, keep):
 
     checkpoints.save(folder / "checkpoints", step, write, keep)
 
-# %% ../nbs/42_training.ipynb #d1f4b605
+# %% ../nbs/42_training.ipynb #0a0dbf0e
 def train(backbone, pairs, recipe, config=None):
     "Tune an adapter of `backbone` on `pairs` by `recipe`, or go on with it; returns the folder of the run."
     config = (config or TrainConfig()).filled(backbone)
@@ -183,7 +183,7 @@ def train(backbone, pairs, recipe, config=None):
     accelerator = accelerator_for(backbone, config, folder)
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     if main:
-        check(backbone, pairs, config, world, folder)
+        check(backbone, pairs, recipe, config, world, folder)
     this = identity(backbone, pairs, recipe, config)
     with leases.sole_run(folder) if main else contextlib.nullcontext(), policy(backbone, config) as named:
         optimiser = adamw(named, config)

@@ -147,6 +147,12 @@ def test_before_the_first_step_the_plan_is_printed(tmp_path, capsys):
     run(tmp_path / "run", steps=1)
     said = capsys.readouterr().out
     assert "4 pairs = 2 x 2 accumulated x 1 processes" in said and "FLOP a pair" in said and "about" in said
+    assert "1, 0.40 times through 10 pairs\n" in said
+    run(tmp_path / "run", steps=3)
+    assert "of 3, 1.20 times through 10 pairs; where a round ends inside a step, a pair may be in it twice\n" in (
+        capsys.readouterr().out
+    )
+
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -504,6 +510,56 @@ def test_a_batch_that_cannot_be_cut_is_refused(tmp_path):
         run(tmp_path, micro_batch=3)
     with pytest.raises(Refused, match="the pairs: are none"):
         run(tmp_path, pairs=Pairs(count=0))
+
+
+class Known(Pairs):
+    "Pairs that say what they are before they are read, as those of a store do."
+
+    def __init__(self, alphas=(0.85,), masked=True, **more):
+        super().__init__(**more)
+        self.alphas, self.parts = alphas, ("winner", "loser", *["mask"] * masked)
+
+    def entry(self, i):
+        alpha = self.alphas[i % len(self.alphas)]
+        return dict(id=f"clip {i}", noise_alpha=alpha, sums=dict.fromkeys(self.parts, "a sum"))
+
+    def batch(self, indices):
+        raise AssertionError("no pair is to be read")
+
+
+@pytest.mark.parametrize(
+    "pairs, recipe, said",
+    [
+        (Pairs(count=3), "dpo", r"batch 4: is more than the 3 pairs there are, .*\n.*--batch 2"),
+        (Known(masked=False), "local_dpo", r"10 pairs \(clip 0, clip 1, clip 2, clip 3, clip 4, \.\.\.\): have no mask"),
+        (Known(masked=False, count=4), "ra_dpo", r"4 pairs \(clip 0, clip 1, clip 2, clip 3\): have no mask, .*\n.*dpo"),
+        (Known((0.8, 0.8, 0.5, 0.7)), "local_dpo", r"4 pairs \(clip 2, clip 3, clip 6, clip 7\): .* 0.75 to 0.95"),
+        (Known((0.5, 0.8, 0.8, 0.8, 0.8, 0.8)), "ra_dpo", r"2 pairs \(clip 0, clip 6\): .*\n.*alpha_range=\[0.5,0.8\]"),
+        (Known((0.8, 0.8, 0.8, 0.5), count=4), "ra_dpo", r"1 pair \(clip 3\): has a noise_alpha outside of"),
+        (Known((0.8, None)), "ra_dpo", r"5 pairs \(clip 1, clip 3, clip 5, clip 7, clip 9\): have no noise_alpha"),
+    ],
+)
+def test_pairs_that_a_recipe_cannot_use_are_named_before_the_first_is_read(tmp_path, capsys, pairs, recipe, said):
+    from localdpo.beta_probe import probe_beta
+
+    with pytest.raises(Refused, match=said):
+        run(tmp_path / "run", pairs=pairs, recipe=Recipe(recipe))
+    assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
+    with pytest.raises(Refused, match=said):
+        probe_beta(fresh(), pairs, Recipe(recipe), TrainConfig(batch=4, micro_batch=2, rank=4))
+
+
+def test_pairs_that_fit_the_settings_of_a_recipe_are_read(tmp_path):
+    for pairs, recipe in (
+        (Known(masked=False), Recipe("dpo")),
+        (Known((0.5, None)), Recipe("sft")),
+        (Known((0.75, 0.95)), Recipe("local_dpo")),
+        (Known((0.5, 0.9)), Recipe("ra_dpo", dict(alpha_range=(0.5, 0.9)))),
+        (Known(count=4), Recipe("local_dpo")),
+    ):
+        with pytest.raises(AssertionError, match="no pair is to be read"):
+            run(tmp_path / "run", pairs=pairs, recipe=recipe)
+        (tmp_path / "run" / "run.json").unlink()
 
 
 WRONG = [
