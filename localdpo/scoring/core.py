@@ -54,10 +54,15 @@ class Scorer(ABC):
         "The files that the first video will need; raises `WeightsMissing` if one of them is not here."
         return []
 
-# %% ../../nbs/61_scoring.ipynb #7b107128
+# %% ../../nbs/61_scoring.ipynb #6baaf9e9
 SCORERS = {
     "measures": "localdpo.scoring.measures:Measures",
     "attributes": "localdpo.scoring.measures:Attributes",
+    "hpsv2.0": "localdpo.scoring.clip:HPSv20",
+    "hpsv2.1": "localdpo.scoring.clip:HPSv21",
+    "pickscore": "localdpo.scoring.clip:PickScore",
+    "clipscore": "localdpo.scoring.clip:CLIPScore",
+    "vbench-aesthetic": "localdpo.scoring.clip:AestheticQuality",
 }
 
 
