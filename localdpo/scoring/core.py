@@ -54,7 +54,7 @@ class Scorer(ABC):
         "The files that the first video will need; raises `WeightsMissing` if one of them is not here."
         return []
 
-# %% ../../nbs/61_scoring.ipynb #6baaf9e9
+# %% ../../nbs/61_scoring.ipynb #ddb4465f
 SCORERS = {
     "measures": "localdpo.scoring.measures:Measures",
     "attributes": "localdpo.scoring.measures:Attributes",
@@ -63,6 +63,8 @@ SCORERS = {
     "pickscore": "localdpo.scoring.clip:PickScore",
     "clipscore": "localdpo.scoring.clip:CLIPScore",
     "vbench-aesthetic": "localdpo.scoring.clip:AestheticQuality",
+    "vbench-imaging": "localdpo.scoring.quality:ImagingQuality",
+    "imagereward": "localdpo.scoring.quality:ImageReward",
 }
 
 
