@@ -22,12 +22,16 @@ from .clip_sources import caption_fault, caption_rows
 from .errors import Failed, Refused
 from .pairs import differences, identity, sealed, unsealed
 
-# %% ../nbs/50_sampling.ipynb #61fa65e1
-class Prompt(NamedTuple):
-    "What a video shall show, and the name by which it is known."
-
+# %% ../nbs/50_sampling.ipynb #bc50e5bd
+class _Named(NamedTuple):
     id: str
     prompt: str
+
+
+class Prompt(_Named):
+    "What a video shall show, and the name by which it is known; `place` is file and line, if it was read."
+
+    place = None
 
 
 def as_prompts(prompts):
@@ -35,7 +39,7 @@ def as_prompts(prompts):
     if isinstance(prompts, (str, Path, dict)):
         then = "pass a list, such as [text]; localdpo.sampling.read_prompts reads a file"
         raise Refused(f"prompts {str(prompts)[:60]!r}", "are no list", then)
-    return _checked((f"prompt {i}", _row(entry)) for i, entry in enumerate(prompts))
+    return _checked((getattr(entry, "place", None), _row(entry)) for entry in prompts)
 
 
 def _row(entry):
@@ -45,9 +49,10 @@ def _row(entry):
 
 
 def _checked(rows):
-    "The prompts in `rows`, each with the place where it stands."
+    "The prompts in `rows`, each with the place where it stands, if that is in a file."
     found, then = {}, "write it as an id and a prompt, or leave it out"
-    for place, row in rows:
+    for i, (file_place, row) in enumerate(rows):
+        place = file_place or f"prompt {i}"
         if not isinstance(row, dict):
             raise Refused(place, row if isinstance(row, str) else f"is a {type(row).__name__}", then)
         if missing := [name for name in Prompt._fields if name not in row]:
@@ -65,7 +70,7 @@ def _checked(rows):
         if prompt.id in found:
             why = f"has the id {prompt.id[:60]!r}, as {found[prompt.id][0]} has"
             raise Refused(place, why, "give each prompt an id of its own; for more videos of one, use more seeds")
-        found[prompt.id] = place, prompt
+        prompt.place, found[prompt.id] = file_place, (place, prompt)
     if not found:
         raise Refused("the prompts", "are none", "give one at least")
     return [prompt for _, prompt in found.values()]
@@ -305,7 +310,7 @@ def _versions():
     names = ("torch", "diffusers", "transformers", "peft", "numpy", "av")
     return dict(localdpo=localdpo.__version__, python=platform.python_version()) | info.versions(names)
 
-# %% ../nbs/50_sampling.ipynb #534bb086
+# %% ../nbs/50_sampling.ipynb #e27fb2ed
 def sample(
     backbone, prompts, out, adapter=None, *, seeds=1, seed=0, steps=50, cfg_scale=6.0, size=None,
     fps=None, batch=1, lossless=False, alpha=None, worker=(0, 1),
@@ -323,7 +328,7 @@ def sample(
         raise Refused(f"worker {i} of {n}", "has nothing to do", "number workers from 0")
     jobs = _jobs(prompts, seed, seeds)
     for prompt in prompts:
-        list(backbone.tokens([prompt.prompt]))  # refuses what does not fit
+        _check_words(backbone, prompt)
     file = None if adapter is None else find_adapter(adapter)
     facts = _adapter_facts(backbone, file, alpha)
     settings = _settings(backbone, facts, size, steps, cfg_scale, fps, batch, lossless)
@@ -332,24 +337,39 @@ def sample(
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)][i::n]
     there = {job: _entry(out, job, key) for batch in batches for job in batch}
     batches = [batch for batch in batches if not all(there[job] for job in batch)]
-    _say(out, there, i, n)
-    with (
-        _tuned(backbone, file, alpha),
-        progress(total=sum(map(len, batches)), description="videos", unit="video") as bar,
-    ):
-        for batch in batches:
-            for job, frames in zip(batch, make_batch(backbone, batch, settings), strict=True):
-                if not there[job]:
-                    _keep(out, job, frames, key, settings)
-            bar.update(len(batch))
+    print(f"{out}: {_found(there, i, n)}", flush=True)
+    if batches:
+        with (
+            _tuned(backbone, file, alpha),
+            progress(total=sum(map(len, batches)), description="videos", unit="video") as bar,
+        ):
+            for batch in batches:
+                for job, frames in zip(batch, make_batch(backbone, batch, settings), strict=True):
+                    if not there[job]:
+                        _keep(out, job, frames, key, settings)
+                bar.update(len(batch))
     return _finish(out, jobs, key, begun | dict(seed=seed, seeds=seeds))
 
 
-def _say(out, there, i, n):
+def _check_words(backbone, prompt):
+    "Refuse a prompt that the model cannot read, with the place where it stands."
+    try:
+        list(backbone.tokens([prompt.prompt]))
+    except Refused as refusal:
+        if prompt.place is None:
+            raise
+        raise Refused(f"{prompt.place}, {refusal.what}", refusal.why, refusal.then) from refusal
+
+
+def _found(there, i, n):
+    "What was found of the videos of worker `i` of `n`, in words."
     states = [False if entry is False else bool(entry) or None for entry in there.values()]
     whole, damaged, share = states.count(True), states.count(False), f" of worker {i} of {n}" * (n > 1)
-    again = f", {damaged} damaged and made again" * bool(damaged)
-    print(f"{out}: {whole} of {len(states)} videos{share} are there{again}", flush=True)
+    if not states:
+        return f"worker {i} of {n} has no videos to make"
+    if whole == len(states):
+        return f"all {whole} videos{share} are there already" if whole > 1 else f"the video{share} is there already"
+    return f"{whole} of {len(states)} videos{share} are there" + f", {damaged} damaged and made again" * bool(damaged)
 
 # %% ../nbs/50_sampling.ipynb #72c6a04c
 def _finish(out, jobs, key, begun):

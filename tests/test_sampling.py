@@ -131,12 +131,19 @@ def test_workers_that_know_nothing_of_each_other_make_the_same_folder(tiny, tmp_
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
 
-def test_a_second_call_computes_nothing(tiny, tmp_path, made):
+def test_a_second_call_computes_nothing_and_says_so_in_a_line(tiny, tmp_path, made, capfd):
     first = sample(tiny, PROMPTS, tmp_path / "out", **FEW)
     before = contents(tmp_path / "out")
-    made.clear()
+    made.clear(), capfd.readouterr()
     assert sample(tiny, PROMPTS, tmp_path / "out", **FEW) == first
     assert not made and contents(tmp_path / "out") == before
+    assert capfd.readouterr() == (f"{tmp_path / 'out'}: all 5 videos are there already\n", "")
+    sample(tiny, PROMPTS, tmp_path / "out", worker=(1, 2), **FEW)
+    assert capfd.readouterr().out.endswith(": all 2 videos of worker 1 of 2 are there already\n")
+    sample(tiny, PROMPTS, tmp_path / "out", worker=(1, 5), **FEW)
+    assert capfd.readouterr().out.endswith(": the video of worker 1 of 5 is there already\n")
+    sample(tiny, PROMPTS, tmp_path / "out", worker=(5, 6), **FEW)
+    assert capfd.readouterr().out.endswith(": worker 5 of 6 has no videos to make\n")
 
 
 def flipped(file):
@@ -448,6 +455,25 @@ def test_what_is_wrong_with_a_file_of_prompts_is_said_with_its_place(tmp_path, n
     with pytest.raises(Refused, match=said) as refusal:
         read_prompts(tmp_path / name)
     assert refusal.value.what.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, text, place",
+    [
+        ("a.txt", f"{TEXTS[0]}\n\na rde disc\n", "a.txt line 3"),
+        ("a.jsonl", f'{{"id": 1, "prompt": "{TEXTS[0]}"}}\n{{"id": 2, "prompt": "a rde disc"}}\n', "a.jsonl line 2"),
+        ("a.csv", f"id,prompt\n1,{TEXTS[0]}\n2,a rde disc\n", "a.csv row 2"),
+    ],
+)
+def test_words_that_a_model_never_saw_are_named_with_file_and_line(tiny, tmp_path, name, text, place):
+    (tmp_path / name).write_text(text)
+    for prompts in (read_prompts(tmp_path / name), as_prompts(read_prompts(tmp_path / name))):
+        with pytest.raises(Refused, match="has words that tiny-cogvideox-2b never saw: rde") as refusal:
+            sample(tiny, prompts, tmp_path / "out", **FEW)
+        assert refusal.value.what == f"{tmp_path / place}, prompt 'a rde disc'"
+    with pytest.raises(Refused, match="^prompt 'a rde disc': has words"):
+        sample(tiny, [TEXTS[0], "a rde disc"], tmp_path / "out", **FEW)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["gone.txt", "gone.jsonl", "gone.csv"])
