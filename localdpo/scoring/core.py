@@ -54,7 +54,7 @@ class Scorer(ABC):
         "The files that the first video will need; raises `WeightsMissing` if one of them is not here."
         return []
 
-# %% ../../nbs/61_scoring.ipynb #ddb4465f
+# %% ../../nbs/61_scoring.ipynb #027928b8
 SCORERS = {
     "measures": "localdpo.scoring.measures:Measures",
     "attributes": "localdpo.scoring.measures:Attributes",
@@ -65,6 +65,7 @@ SCORERS = {
     "vbench-aesthetic": "localdpo.scoring.clip:AestheticQuality",
     "vbench-imaging": "localdpo.scoring.quality:ImagingQuality",
     "imagereward": "localdpo.scoring.quality:ImageReward",
+    "videoalign": "localdpo.scoring.videoalign:VideoAlign",
 }
 
 
@@ -108,7 +109,7 @@ def find_weights(checkpoint, revision, *names):
         found.append(by_hand if by_hand.is_file() else Path(cached))
     return found
 
-# %% ../../nbs/61_scoring.ipynb #7d349d3c
+# %% ../../nbs/61_scoring.ipynb #84976e5e
 def check_frames(frames):
     "Refuse what is not a video of bytes `[T,H,W,3]`."
     shape, kind = getattr(frames, "shape", ()), getattr(frames, "dtype", type(frames).__name__)
@@ -127,7 +128,11 @@ def score_video(scorer, frames, prompt, fps):
         raise TypeError(f"{scorer.name} returned {sorted(scores)} and announces {sorted(scorer.columns)}")
     scores = {column: float(scores[column]) for column in scorer.columns}
     odd = [column for column, value in scores.items() if not math.isfinite(value)]
-    problems = [f"{scorer.name}: {column} {scorer.reason(column, frames, prompt, fps)}" for column in odd]
+    reasons = {}
+    for column in odd:
+        reasons.setdefault(scorer.reason(column, frames, prompt, fps), []).append(column)
+    columns = {why: "" if len(which) == len(scores) else f"{', '.join(which)} " for why, which in reasons.items()}
+    problems = [f"{scorer.name}: {which}{why}" for why, which in columns.items()]
     return scores | dict.fromkeys(odd, math.nan), problems
 
 
