@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #06d93a7f
+# %% ../nbs/90_cli.ipynb #48dd021d
 import argparse
 import sys
 from importlib import import_module
@@ -17,6 +17,7 @@ WORDS = {
     "info": ("localdpo.info", "versions, devices and folders of this machine"),
     "pairs": ("localdpo.pair_builder", "make pairs from clips, verify them, say what is in a store"),
     "train": ("localdpo.train_command", "tune a model on pairs, go on with a run, or look for a beta"),
+    "prompts": ("localdpo.prompts", "list the prompts of a suite, with their expanded forms"),
     "sample": ("localdpo.sample_command", "make videos from prompts, with an adapter or without"),
     "export": ("localdpo.export_command", "write an adapter for diffusers or ComfyUI"),
     "paper": ("localdpo.engine", "rerun the paper, or a part of it: a profile's graph of notebooks"),

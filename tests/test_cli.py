@@ -91,6 +91,9 @@ def test_words_behind_two_dashes_reach_snakemake(tmp_path):
         "train_command",
         "sampling",
         "sample_command",
+        "prompts",
+        "prompt_lists",
+        "prompt_expansion",
         "export_command",
     ],
 )
