@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FPS', 'Prompt', 'as_prompts', 'read_prompts', 'find_adapter', 'Job', 'make_batch', 'sample']
 
-# %% ../nbs/50_sampling.ipynb #4d3f3084
+# %% ../nbs/50_sampling.ipynb #77d100e3
 import contextlib
 import csv
 import functools
@@ -20,7 +20,7 @@ import localdpo
 from . import paths, video
 from .clip_sources import caption_fault, caption_rows
 from .errors import Failed, Refused
-from .pairs import differences, identity, sealed, unsealed
+from .pairs import changes, identity, sealed, unsealed
 
 # %% ../nbs/50_sampling.ipynb #bc50e5bd
 class _Named(NamedTuple):
@@ -226,7 +226,7 @@ def _check_whole(name, value, least, most=2**31):
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise Refused(f"{name} {value!r}", "is out of range", f"use a whole number from {least} to {most}")
 
-# %% ../nbs/50_sampling.ipynb #6e90aabc
+# %% ../nbs/50_sampling.ipynb #3574869c
 def _begin(out, settings, told):
     "Begin the folder `out`, or go on with one of the same settings."
     file = out / "settings.json"
@@ -239,9 +239,10 @@ def _begin(out, settings, told):
 
         paths.write_text(file, sealed(dict(settings=settings, begun=info.provenance()) | told))
     there = _opened(file)
-    if other := differences(there["settings"], settings):
-        said = "; ".join(f"{name} was {_short(there['settings'], name)}, is {_short(settings, name)}" for name in other)
-        raise Refused(out, f"holds videos of other settings: {said}", "use the old settings, or another folder")
+    if other := changes(there["settings"], settings):
+        raise Refused(
+            out, f"holds videos of other settings: {'; '.join(other)}", "use the old settings, or another folder"
+        )
     return there
 
 
@@ -251,12 +252,6 @@ def _opened(file):
     except Refused as refusal:
         then = "remove that file; videos that were made with other settings will be made again"
         raise Refused(file, "is damaged: it is not what was written", then) from refusal
-
-
-def _short(settings, name):
-    for part in name.split("."):
-        settings = settings.get(part) if isinstance(settings, dict) else None
-    return text if len(text := json.dumps(settings)) <= 40 else text[:40] + "..."
 
 # %% ../nbs/50_sampling.ipynb #f7817526
 def _name(id):

@@ -410,11 +410,20 @@ def test_latents_of_another_scale_size_or_caption_are_stale(whole, backbone, cli
         store.check(backbone)
 
 
-def test_other_settings_are_refused_by_name_before_anything_is_written(backbone, clips, store, whole):
-    with pytest.raises(Refused, match="other settings: steps, mask.static"):
+def test_other_settings_are_refused_with_old_and_new_values_before_anything_is_written(backbone, clips, store, whole):
+    with pytest.raises(Refused) as refusal:
         build(backbone, clips, store, dataclasses.replace(CONFIG, steps=6, mask=dict(static=0)))
-    with pytest.raises(Refused, match="other settings: blocks"):
+    usual = pairs.PairStore(whole).settings["mask"]["static"]
+    assert refusal.value.why == f"was begun with other settings: steps was 4, is 6; mask.static was {usual}, is 0.0"
+    with pytest.raises(Refused, match=r"other settings: clips was 6, is 5\n"):
+        build(backbone, clips[1:], store, CONFIG)
+    with pytest.raises(Refused, match=r"other settings: its clips or captions changed \(block 0\)\n"):
         build(backbone, [*clips[1:], clips[0]._replace(prompt=PROMPT)], store, CONFIG)
+    monster = "2" + "1" * 63
+    assert pairs.changes(dict(a=dict(b=None), c=1), dict(a=dict(b=monster))) == [
+        "a.b was none, is 2111111111...",
+        "c was 1, is none",
+    ]
     assert contents(store) == contents(whole)
 
 

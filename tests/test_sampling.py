@@ -206,7 +206,7 @@ def test_more_seeds_and_prompts_add_to_a_folder(tiny, tmp_path, made):
         (dict(fps=16), "fps was 8.0, is 16.0"),
         (dict(size=(9, 32, 48)), r"size was \[9, 32, 32\], is \[9, 32, 48\]"),
         (dict(lossless=True), "lossless was false, is true"),
-        (dict(adapter="run"), "adapter was null, is .*sha256"),
+        (dict(adapter="run"), "adapter was none, is .*sha256"),
     ],
 )
 def test_other_settings_are_refused_by_name_and_nothing_changes(tiny, run, tmp_path, made, other, said):
