@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from localdpo.errors import Refused
-from localdpo.scoring import clip, core, published, quality, videoalign
+from localdpo.scoring import clip, core, published, quality, raft, vbench, videoalign
+from localdpo.scoring import vbench_networks as networks
+from localdpo.scoring import vbench_totals as totals
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 70, 101, 3), np.uint8)
 WORDS = ["a", "cat", "dog", "sits", "runs"]
@@ -179,14 +181,17 @@ def test_the_aesthetic_head_reads_unit_vectors_and_divides_by_ten():
 
 
 REAL = (
-    "hpsv2.0",
-    "hpsv2.1",
-    "pickscore",
-    "clipscore",
-    "vbench-aesthetic",
-    "vbench-imaging",
-    "imagereward",
-    "videoalign",
+    *(
+        "hpsv2.0",
+        "hpsv2.1",
+        "pickscore",
+        "clipscore",
+        "imagereward",
+        "videoalign",
+        "vbench-aesthetic",
+        "vbench-imaging",
+    ),
+    *("vbench-subject", "vbench-background", "vbench-dynamic", "vbench-overall"),
 )
 
 
@@ -194,7 +199,7 @@ REAL = (
 def test_without_weights_a_scorer_says_which_and_how_they_come_here(name):
     scorer = core.get_scorer(name)
     with pytest.raises(core.WeightsMissing) as missing:
-        scorer.score(FRAMES, "a cat", 8)
+        scorer.score(np.zeros((4, 130, 140, 3), np.uint8), "a cat", 8)
     assert any(missing.value.checkpoint == source.repository for source in scorer.sources)
     assert str(core.weights_folder(missing.value.checkpoint)) in missing.value.then
     facts = core.checked_provenance(scorer)
@@ -226,6 +231,10 @@ GOLDEN = {
     "vbench-imaging": (0.02, 0.95),
     "imagereward": (-3, 3),
     "videoalign": (-25, 25),
+    "vbench-subject": (0.1, 1.001),
+    "vbench-background": (0.2, 1.001),
+    "vbench-dynamic": (-0.1, 1.1),
+    "vbench-overall": (0.0, 0.4),
 }
 
 
@@ -234,7 +243,7 @@ def test_golden(name):
     from localdpo import world
 
     scorer, spec = golden(name), next(iter(world.specs()))
-    frames = np.asarray(world.render(spec, frames=9, size=64).frames)
+    frames = np.asarray(world.render(spec, frames=9, size=128).frames)
     for column, value in scorer.score(frames, world.prompt(spec), 8).items():
         low, high = GOLDEN[name]
         assert low < value < high, column
@@ -616,3 +625,255 @@ def test_videoalign_says_why_a_video_has_no_score():
     for frames, fps, why in [(FRAMES, 0, "frames a second"), (FRAMES[:1], 8, "two frames at least")]:
         scores, problems = core.score_video(scorer, frames, "a cat", fps)
         assert all(np.isnan(v) for v in scores.values()) and problems and all(why in p for p in problems)
+
+
+def to_raft(state):
+    "The inverse of `raft.from_raft`: the published names, with the norm that is stored twice."
+    made = {}
+    for key, tensor in state.items():
+        name = key
+        for ours, theirs in [
+            ("motion.", "update_block.encoder."),
+            ("memory.", "update_block.gru."),
+            ("flow.0.", "update_block.flow_head.conv1."),
+            ("flow.2.", "update_block.flow_head.conv2."),
+            ("mask.", "update_block.mask."),
+        ]:
+            name = theirs + name[len(ours) :] if name.startswith(ours) else name
+        for i in range(3):
+            name = name.replace(f"net.layers.{i}.", f"net.layer{i + 1}.")
+        name = name.replace(".beside.", ".downsample.")
+        made[f"module.{name}"] = tensor
+        if ".downsample.1." in name:
+            made[f"module.{name.replace('.downsample.1.', '.norm3.')}"] = tensor
+    return made
+
+
+def test_raft_takes_every_key_and_has_the_published_size():
+    with torch.device("meta"):
+        model = raft.Raft()
+    state = to_raft(model.state_dict())
+    assert sum(p.numel() for p in model.parameters()) == 5_257_536  # as its authors count
+    assert "module.cnet.layer2.0.norm3.running_mean" in state and "module.update_block.gru.convq2.bias" in state
+    assert raft.from_raft(state).keys() == model.state_dict().keys()
+    with pytest.raises(Refused, match="update_block.extra.weight"):
+        published.fill(
+            raft.Raft(), raft.from_raft(state | {"module.update_block.extra.weight": torch.ones(1)}), "raft.pth"
+        )
+
+
+def test_raft_looks_up_the_fit_between_points_the_first_index_along_x():
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 1, 5, 16, 18).unbind(0)
+    pyramid = raft.all_pairs(first, second)
+    assert [tuple(level.shape[-2:]) for level in pyramid] == [(16, 18), (8, 9), (4, 4), (2, 2)]
+    where = torch.zeros(1, 2, 16, 18)
+    where[:, 0], where[:, 1] = 7.25, 4.0
+    found = raft.look_up(pyramid, where, 1)
+    assert found.shape == (1, 4 * 9, 16, 18)
+    fit = lambda x, y: (first[0, :, 2, 3] @ second[0, :, y, x]) / 5**0.5  # noqa: E731
+    for i, dx in enumerate((-1, 0, 1)):
+        for j, dy in enumerate((-1, 0, 1)):
+            expected = 0.75 * fit(7 + dx, 4 + dy) + 0.25 * fit(8 + dx, 4 + dy)
+            torch.testing.assert_close(found[0, 3 * i + j, 2, 3], expected)
+
+
+class Shift(torch.nn.Module):
+    "A flow that is told, in place of RAFT's."
+
+    def __init__(self, *pixels):
+        super().__init__()
+        self.pixels = iter(pixels)
+
+    def forward(self, first, second):
+        return torch.full((1, 2, *first.shape[-2:]), next(self.pixels) / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    "pixels, fps, dynamic",
+    [((9, 9, 9, 9), 8, 1), ((9, 0, 0, 0), 8, 1), ((5,) * 4, 8, 0), ((9, 9), 16, 1), ((7, 5), 16, 1)],
+)
+def test_dynamic_degree_counts_pairs_that_move(pixels, fps, dynamic):
+    frames = np.zeros((5, 260, 256, 3), np.uint8)
+    assert vbench.DynamicDegree.made_of(Shift(*pixels)).score(frames, None, fps) == dict(dynamic_degree=dynamic)
+
+
+def test_dynamic_degree_says_why_there_is_none():
+    for frames, fps, why in [(FRAMES, 8, "128 pixels"), (FRAMES, 0, "a second"), (FRAMES[:2], 8, "three frames")]:
+        scores, problems = core.score_video(vbench.DynamicDegree.made_of(), frames, None, fps)
+        assert np.isnan(scores["dynamic_degree"]) and why in problems[0]
+
+
+def random_dino():
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        model = networks.Dino(16, 2, 2, 112, 2).eval()
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+def to_dino(state):
+    "The inverse of `vbench_networks.from_dino`."
+    made = {}
+    for key, tensor in state.items():
+        name = key.replace("layers.", "blocks.", 1) if key.startswith("layers.") else key
+        for ours, theirs in [
+            ("self_attn.in_proj_", "attn.qkv."),
+            ("self_attn.out_proj.", "attn.proj."),
+            ("linear1.", "mlp.fc1."),
+            ("linear2.", "mlp.fc2."),
+            ("embed.", "patch_embed.proj."),
+        ]:
+            name = name.replace(ours, theirs)
+        single = {"first": "cls_token", "places": "pos_embed"}.get(name)
+        made[single or name] = tensor.reshape(1, -1, tensor.shape[-1]) if single else tensor
+    return made
+
+
+def test_dino_is_the_network_that_blip_uses_too():
+    from transformers import BlipVisionConfig, BlipVisionModel
+
+    model = random_dino()
+    state = to_dino(model.state_dict())
+    ours = networks.from_dino(state)
+    assert ours.keys() == model.state_dict().keys() and all(
+        torch.equal(ours[k], v) for k, v in model.state_dict().items()
+    )
+    size = dict(hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, layer_norm_eps=1e-6)
+    other = BlipVisionModel(BlipVisionConfig(**size, image_size=224, patch_size=112)).eval()
+    renamed = quality.from_image_reward({f"blip.visual_encoder.{k}": v for k, v in state.items()})
+    other.load_state_dict({k.removeprefix("vision."): v for k, v in renamed.items()})
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), other(x).last_hidden_state[:, 0], atol=1e-4, rtol=1e-4)
+        assert model(torch.randn(2, 3, 224, 336)).shape == (2, 16)
+
+
+def test_dino_stretches_its_places_by_a_tenth_more_than_needed():
+    model = random_dino()
+    grid = model.places[1:].reshape(1, 2, 2, 16).permute(0, 3, 1, 2)
+    exact = torch.nn.functional.interpolate(grid, size=(2, 3), mode="bicubic")[0].flatten(1).T
+    ours = model._stretched(2, 3)[1:]
+    assert ours.shape == exact.shape and not torch.allclose(ours, exact, atol=1e-3)
+    scale = dict(scale_factor=(2.1 / 2, 3.1 / 2), mode="bicubic")
+    theirs = torch.nn.functional.interpolate(grid, **scale).permute(0, 2, 3, 1).reshape(-1, 16)
+    assert torch.equal(ours, theirs)
+
+
+def test_published_sizes_of_dino_and_viclip():
+    with torch.device("meta"):
+        dino, viclip = networks.Dino(), networks.ViClip()
+    assert sum(p.numel() for p in dino.parameters()) == 85_798_656  # ViT-B/16 without a head
+    assert len(to_dino(dino.state_dict())) == 12 * 12 + 6
+    assert viclip.places.shape == (257, 1024) and viclip.order.shape == (32, 768) and viclip.out.shape == (1024, 768)
+
+
+def to_viclip(state):
+    "The inverse of `vbench_networks.from_viclip`, with the temperature."
+    made = {"temp": torch.tensor(0.01)}
+    ends = sorted(networks._VICLIP.items(), key=lambda pair: -len(pair[1]))
+    for key, tensor in state.items():
+        tower, number, rest = (key.split(".", 2) + ["", ""])[:3]
+        if tower in ("layers", "text"):
+            for ours, theirs in [
+                ("linear1.", "mlp.c_fc."),
+                ("linear2.", "mlp.c_proj."),
+                ("norm1.", "ln_1."),
+                ("norm2.", "ln_2."),
+            ]:
+                rest = rest.replace(ours, theirs)
+            side = "vision" if tower == "layers" else "text"
+            made[f"{side}_encoder.transformer.resblocks.{number}.{rest.replace('self_attn.', 'attn.')}"] = tensor
+        else:
+            theirs, ours = next((a, b) for a, b in ends if key == b or (b.endswith(".") and key.startswith(b)))
+            made[theirs + key[len(ours) :]] = tensor[None] if key == "times" else tensor
+    return made
+
+
+def test_viclip_of_one_frame_is_clip():
+    model, _ = tiny_clip("quick_gelu", vocabulary=20)
+    video = networks.ViClip((8, 2, 2), (12, 3, 2), 6, 32, 224, 1, (20, 9)).eval()
+    state = {k: v for k, v in to_open_clip(model.state_dict()).items() if k != "logit_scale"}
+    state = {
+        k.replace("visual.", "vision_encoder.") if k.startswith("visual.") else f"text_encoder.{k}": v
+        for k, v in state.items()
+    }
+    state["vision_encoder.conv1.weight"] = state["vision_encoder.conv1.weight"][:, :, None]
+    state["vision_encoder.temporal_positional_embedding"] = torch.zeros(1, 1, 8)
+    state["text_encoder.positional_embedding"] = state["text_encoder.positional_embedding"][:9]
+    for tower, width in (("vision", 8), ("text", 12)):  # the tiny CLIP is narrower inside than four times
+        for key in [k for k in state if k.startswith(f"{tower}_encoder") and "mlp.c_" in k]:
+            more = 4 * width - 16
+            pad = {"c_fc.weight": (0, 0, 0, more), "c_fc.bias": (0, more), "c_proj.weight": (0, more)}
+            end = key.rpartition("mlp.")[2]
+            state[key] = torch.nn.functional.pad(state[key], pad[end]) if end in pad else state[key]
+    published.fill(video, networks.from_viclip(state | {"temp": torch.tensor(0.01)}), "viclip.pth")
+    x, ids = torch.randn(1, 3, 224, 224), torch.tensor([18, 3, 5, 19])
+    unit = lambda v: torch.nn.functional.normalize(v.pooler_output[0], dim=-1)  # noqa: E731
+    with torch.no_grad():
+        torch.testing.assert_close(video.video(x), unit(model.get_image_features(pixel_values=x)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            video.prompt(ids), unit(model.get_text_features(input_ids=ids[None])), atol=1e-5, rtol=1e-4
+        )
+
+
+def test_viclip_takes_every_key_and_sees_the_order_of_frames(tokens):
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = networks.ViClip((8, 2, 2), (8, 1, 2), 6, 112, 224, 8, (tokens[2], 9)).eval()
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.5)
+    ours = networks.from_viclip(to_viclip(model.state_dict()))
+    assert ours.keys() == model.state_dict().keys() and all(
+        torch.equal(ours[k], v) for k, v in model.state_dict().items()
+    )
+    scorer = vbench.OverallConsistency.made_of(model, clip.tokenizer(*tokens[:2]))
+    one, back, other = (
+        scorer.score(frames, prompt, 8)["overall_consistency"]
+        for frames, prompt in [(FRAMES, "a cat"), (FRAMES[::-1], "a cat"), (FRAMES, "a dog")]
+    )
+    assert -1 <= one <= 1 and len({one, back, other}) == 3
+
+
+def test_consistencies_hold_each_frame_against_the_last_and_the_first():
+    still = np.repeat(FRAMES[:1], 3, 0)
+    for scorer in (
+        vbench.SubjectConsistency.made_of(random_dino()),
+        vbench.BackgroundConsistency.made_of(tiny_clip()[0]),
+    ):
+        (column,) = scorer.columns
+        assert scorer.score(still, None, 8)[column] == pytest.approx(1, abs=1e-5)
+        values = scorer.per_frame(FRAMES, None, 8)[column]
+        assert len(values) == 4 and scorer.score(FRAMES, None, 8)[column] == pytest.approx(values.mean())
+        assert "two frames" in core.score_video(scorer, FRAMES[:1], None, 8)[1][0]
+        scorer.batch = 2
+        np.testing.assert_allclose(scorer.per_frame(FRAMES, None, 8)[column], values, atol=1e-5)
+
+
+def test_totals_are_vbenchs_and_refuse_gaps_and_other_scales():
+    # VBench's own numbers for its quality half, worked out by hand from its table of ranges and weights
+    values = dict(
+        subject_consistency=0.95,
+        background_consistency=0.96,
+        temporal_flickering=0.98,
+        motion_smoothness=0.97,
+        aesthetic_quality=0.6,
+        imaging_quality=0.65,
+        dynamic_degree=0.4,
+        overall_consistency=0.26,
+    )
+    parts = [(0.95 - 0.1462) / 0.8538, (0.96 - 0.2615) / 0.7385, (0.98 - 0.6293) / 0.3707, (0.97 - 0.706) / 0.2915]
+    assert totals.quality(values) == pytest.approx((sum(parts) + 0.6 + 0.65 + 0.5 * 0.4) / 6.5)
+    omni = (parts[0] + parts[2] + parts[3] + 0.6 + 0.65 + 0.2) / 5.5
+    assert totals.omniscore(values) == pytest.approx((4 * omni + 0.26 / 0.364) / 5)
+    with pytest.raises(Refused, match="needs object_class, multiple_objects, .*temporal_style, which are not measured"):
+        totals.total(values)
+    for gap in (float("nan"), None):
+        less = {k: v for k, v in values.items() if k != "dynamic_degree"} | (
+            {} if gap is None else {"dynamic_degree": gap}
+        )
+        with pytest.raises(Refused, match="OmniScore: needs dynamic_degree, which is not measured"):
+            totals.omniscore(less)
+    with pytest.raises(Refused, match="imaging_quality 65: is not between 0 and 1"):
+        totals.quality(values | dict(imaging_quality=65.0))

@@ -54,7 +54,7 @@ class Scorer(ABC):
         "The files that the first video will need; raises `WeightsMissing` if one of them is not here."
         return []
 
-# %% ../../nbs/61_scoring.ipynb #027928b8
+# %% ../../nbs/61_scoring.ipynb #50e6650c
 SCORERS = {
     "measures": "localdpo.scoring.measures:Measures",
     "attributes": "localdpo.scoring.measures:Attributes",
@@ -66,6 +66,10 @@ SCORERS = {
     "vbench-imaging": "localdpo.scoring.quality:ImagingQuality",
     "imagereward": "localdpo.scoring.quality:ImageReward",
     "videoalign": "localdpo.scoring.videoalign:VideoAlign",
+    "vbench-subject": "localdpo.scoring.vbench:SubjectConsistency",
+    "vbench-background": "localdpo.scoring.vbench:BackgroundConsistency",
+    "vbench-dynamic": "localdpo.scoring.vbench:DynamicDegree",
+    "vbench-overall": "localdpo.scoring.vbench:OverallConsistency",
 }
 
 

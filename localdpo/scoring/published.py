@@ -18,7 +18,7 @@ from ..backbones import place
 from ..errors import Refused
 from .core import Scorer, WeightsMissing, find_weights, weights_folder
 
-# %% ../../nbs/69_published_weights.ipynb #9c9f6cb0
+# %% ../../nbs/69_published_weights.ipynb #b2da465e
 class Source(NamedTuple):
     "Files of one `repository`; `a|b` means either. With a `url` they are not on the hub, but there."
 
@@ -34,8 +34,11 @@ class Source(NamedTuple):
         if self.url:
             path = weights_folder(self.repository) / name
             if not path.is_file():
-                get = f"where there is a network: curl -L --create-dirs -o {path} {self.url}"
-                raise WeightsMissing(self.repository, "", name, f"{get}; or copy the file there")
+                get = f"curl -L --create-dirs -o {path} {self.url}"
+                if self.url.endswith(".zip"):
+                    get = f"curl -LO {self.url} && unzip -j {self.url.rpartition('/')[2]} '*{name}' -d {path.parent}"
+                then = f"where there is a network: {get}; or copy the file there"
+                raise WeightsMissing(self.repository, "", name, then)
             return path
         for other in name.split("|")[1:]:
             try:
