@@ -54,7 +54,7 @@ class Scorer(ABC):
         "The files that the first video will need; raises `WeightsMissing` if one of them is not here."
         return []
 
-# %% ../../nbs/61_scoring.ipynb #50e6650c
+# %% ../../nbs/61_scoring.ipynb #e7a46c57
 SCORERS = {
     "measures": "localdpo.scoring.measures:Measures",
     "attributes": "localdpo.scoring.measures:Attributes",
@@ -69,6 +69,7 @@ SCORERS = {
     "vbench-subject": "localdpo.scoring.vbench:SubjectConsistency",
     "vbench-background": "localdpo.scoring.vbench:BackgroundConsistency",
     "vbench-dynamic": "localdpo.scoring.vbench:DynamicDegree",
+    "vbench-smoothness": "localdpo.scoring.vbench:MotionSmoothness",
     "vbench-overall": "localdpo.scoring.vbench:OverallConsistency",
 }
 
