@@ -57,21 +57,23 @@ def cache():
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("LOCALDPO_CACHE") or Path(home) / "localdpo")
 
-# %% ../nbs/02_paths.ipynb #488c276d
+# %% ../nbs/02_paths.ipynb #f61c7783
 @contextlib.contextmanager
 def atomic(path):
     "Yield a temporary path that becomes `path` when the block ends without an error."
     path = Path(path)
+    new = [folder for folder in path.parents if not os.path.lexists(folder)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # the suffix stays last: writers choose their format by it
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
     except OSError as error:
+        _remove_empty(new)
         raise Refused(
             path, f"cannot be written ({error.strerror})", "check that the folder exists, is yours and has room"
         ) from error
-    temporary = Path(name)
+    temporary, done = Path(name), False
     try:
         yield temporary
         umask = os.umask(0)
@@ -79,6 +81,7 @@ def atomic(path):
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; a result is as readable as any other file
         _flush(temporary)
         os.replace(temporary, path)
+        done = True
         _flush(path.parent)  # the new name, too, must survive a power cut
     except OSError as error:
         if error.errno is None or error.filename not in (None, name):  # something else failed inside the block
@@ -90,6 +93,15 @@ def atomic(path):
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+        if not done:
+            _remove_empty(new)
+
+
+def _remove_empty(folders):
+    "Remove those of `folders`, innermost first, that are there and hold nothing."
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _flush(path):

@@ -205,6 +205,15 @@ def test_on_the_command_line(wan, tmp_path, capsys, monkeypatch):
         cli.main("export run --format gguf --out mine".split())
 
 
+@pytest.mark.parametrize("name", ["new/mine.safetensor", "new/mine.safetensros", "new/mine.pt", "new/mine.bin"])
+def test_a_mistyped_ending_is_no_name_of_a_folder(wan, tmp_path, name):
+    with pytest.raises(Refused, match="mine[.].*: looks like a file, and only those that end in .safetensors") as refused:
+        export(wan, "diffusers", tmp_path / name)
+    assert "new/mine.safetensors" in refused.value.then and not (tmp_path / "new").exists()
+    (tmp_path / name).mkdir(parents=True)
+    assert export(wan, "diffusers", tmp_path / name).file.parent == tmp_path / name
+
+
 @pytest.mark.parametrize(("form", "name"), [("comfyui", "folder"), ("comfyui", "lora.txt"), ("diffusers", "note.txt")])
 def test_a_name_that_will_not_do_is_refused_as_it_was_given(wan, tmp_path, form, name):
     (tmp_path / "folder").mkdir()

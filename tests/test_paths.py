@@ -65,6 +65,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_failed_write_leaves_no_folder_that_was_not_there(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RuntimeError), paths.atomic(tmp_path / "mine" / "new" / "deep" / "a.txt"):
+        raise RuntimeError
+    with pytest.raises(Refused, match="cannot be written"):
+        paths.write_text(tmp_path / "mine" / "new" / ("a" * 300) / "a.txt", "text")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    with pytest.raises(RuntimeError), paths.atomic(tmp_path / "mine" / "new" / "a.txt"):
+        (tmp_path / "mine" / "new" / "of another.txt").write_text("text")
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "mine" / "new").iterdir()] == ["of another.txt"]
+
+
 def test_a_disk_that_runs_full_is_reported_under_the_final_name(tmp_path):
     # a limit on file sizes is the nearest thing to a full disk that needs no second disk
     code = (
