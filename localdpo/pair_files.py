@@ -34,7 +34,7 @@ class Pair:
 
 TENSORS = ("winner", "loser", "mask", "text")
 
-# %% ../nbs/36_pair_files.ipynb #fe16d949
+# %% ../nbs/36_pair_files.ipynb #6f5ea559
 def there(path):
     "The folder `path` of a store; refused if no store was begun there."
     path = Path(path)
@@ -44,9 +44,9 @@ def there(path):
     raise Refused(path, f"is no store of pairs: {why}", "check the path; `localdpo pairs build` makes a store")
 
 
-def counted(number, word):
+def counted(number, word, plural="s"):
     "`number` with `word`, in the plural where it needs one."
-    return f"{number} {word}{'s' * (number != 1)}"
+    return f"{number} {word}{plural * (number != 1)}"
 
 # %% ../nbs/36_pair_files.ipynb #eea303ea
 def sealed(value):

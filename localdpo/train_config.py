@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import Refused
 
-# %% ../nbs/47_train_config.ipynb #4f6d60e6
+# %% ../nbs/47_train_config.ipynb #c76cccbf
 def _setting(default, help, **options):
     return field(default=default, metadata=dict(help=help, **options))
 
@@ -33,7 +33,9 @@ class TrainConfig:
     beta2: float = _setting(0.95, "decay of AdamW's average of their squares")
     clip: float = _setting(1.0, "longest gradient; longer ones are shortened to it")
     rank: int | None = _setting(None, "rank of the adapter (64, tiny models 16)", type=int)
-    alpha: float | None = _setting(None, "strength of the adapter (twice the rank)", type=float)
+    alpha: float | None = _setting(
+        None, "alpha of the adapter, whose strength is alpha / rank (twice the rank)", type=float
+    )
     precision: str = _setting("auto", "numbers that the network computes in", choices=("auto", "bf16", "fp32"))
     recompute: bool = _setting(False, "compute activations twice instead of keeping them: less memory, more time")
     compile: bool = _setting(False, "compile the blocks of the network (CUDA)", free=True)

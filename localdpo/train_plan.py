@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PEAKS', 'blocks', 'Cost', 'peak', 'measure', 'memory', 'describe']
 
-# %% ../nbs/45_train_plan.ipynb #5a46f7ce
+# %% ../nbs/45_train_plan.ipynb #39e31686
 import time
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones import free_memory
+from .pair_files import counted
 
 # %% ../nbs/45_train_plan.ipynb #846bfeff
 def blocks(transformer):
@@ -105,7 +106,7 @@ def memory(backbone, cost, trained, config):
     kept = cost.inputs + cost.activations / parts if config.recompute else cost.activations
     return int(weights + 16 * trained + kept * 2 * config.micro_batch / cost.clips)
 
-# %% ../nbs/45_train_plan.ipynb #f85ff94d
+# %% ../nbs/45_train_plan.ipynb #81497982
 def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=None):
     "The plan of a run, as lines of text."
     accumulation = config.batch // (config.micro_batch * world)
@@ -117,12 +118,14 @@ def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=No
     lines = {
         "model": f"{backbone.name}, computing in {config.precision} on {backbone.device}",
         "recipe": f"{recipe}",
-        "adapter": f"rank {config.rank}, strength {config.alpha / config.rank:g}, {trained / 1e6:.2f} M numbers learn",
-        "batch": f"{config.batch} pairs = {config.micro_batch} x {accumulation} accumulated x {world} processes",
+        "adapter": f"rank {config.rank}, alpha {config.alpha:g}, strength {config.alpha / config.rank:g}, "
+        f"{trained / 1e6:.2f} M numbers learn",
+        "batch": f"{counted(config.batch, 'pair')} = {config.micro_batch} x {accumulation} accumulated x "
+        + counted(world, "process", "es"),
         "steps": (f"goes on at step {start + 1} of {config.steps}" if start else f"{config.steps}")
-        + f", {epochs:.2f} times through {pairs} pairs"
+        + f", {epochs:.2f} times through {counted(pairs, 'pair')}"
         + "; where a round ends inside a step, a pair may be in it twice" * bool(twice),
-        "rate": f"{config.lr:g} after {config.warmup} steps"
+        "rate": f"{config.lr:g} after {counted(config.warmup, 'step')}"
         + ", which it does not reach" * (config.warmup > config.steps),
         "memory": f"about {_bytes(needed)}{room}" + (", computing activations twice" if config.recompute else ""),
         "work": f"{_count(cost.flops(config.recompute))}FLOP a pair, "

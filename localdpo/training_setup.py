@@ -118,7 +118,7 @@ def network(name_or_path, device=None, dtype=None):
 
 HOLLOW = ("vae", "text_encoder")
 
-# %% ../nbs/49_training_setup.ipynb #b2f3452e
+# %% ../nbs/49_training_setup.ipynb #a78f3518
 def accelerator_for(backbone, config, folder):
     "The `Accelerator` of a run, if its processes, devices and reporter are of use."
     from accelerate import Accelerator
@@ -149,7 +149,7 @@ def check(backbone, pairs, recipe, config, world, folder):
     if not len(pairs):
         raise Refused("the pairs", "are none", "make some with `localdpo pairs`")
     if config.batch % (config.micro_batch * world):
-        why = f"cannot be cut into passes of {config.micro_batch} for {world} processes"
+        why = f"cannot be cut into passes of {config.micro_batch} for {counted(world, 'process', 'es')}"
         raise Refused(f"batch {config.batch}", why, f"use a multiple of {config.micro_batch * world}")
     check_pairs(pairs, recipe, config, world)
     strange = [file.name for file in folder.glob("[!.]*")] if folder.is_dir() else []

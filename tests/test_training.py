@@ -146,12 +146,16 @@ def test_the_loss_falls_and_every_step_is_written(whole):
 def test_before_the_first_step_the_plan_is_printed(tmp_path, capsys):
     run(tmp_path / "run", steps=1)
     said = capsys.readouterr().out
-    assert "4 pairs = 2 x 2 accumulated x 1 processes" in said and "FLOP a pair" in said and "about" in said
+    assert "4 pairs = 2 x 2 accumulated x 1 process\n" in said and "rank 4, alpha 8, strength 2, " in said
+    assert "FLOP a pair" in said and "about" in said
     assert "1, 0.40 times through 10 pairs\n" in said
     run(tmp_path / "run", steps=3)
     assert "of 3, 1.20 times through 10 pairs; where a round ends inside a step, a pair may be in it twice\n" in (
         capsys.readouterr().out
     )
+    run(tmp_path / "one", steps=1, batch=1, micro_batch=1, warmup=1)
+    said = capsys.readouterr().out
+    assert "batch    1 pair = 1 x 1 accumulated x 1 process\n" in said and "0.001 after 1 step\n" in said
 
 
 
@@ -323,7 +327,7 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in childre
 def test_two_processes_end_where_one_ends(tmp_path, whole):
     done = script(TWO, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "4 pairs = 2 x 1 accumulated x 2 processes" in done.stdout
+    assert "4 pairs = 2 x 1 accumulated x 2 processes\n" in done.stdout
     two = adapters.read(tmp_path / "two/adapter").matrices
     gap = max((two[n] - m).abs().max().item() for n, m in adapters.read(whole / "adapter").matrices.items())
     assert gap < 1e-6, gap
