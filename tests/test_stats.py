@@ -230,6 +230,13 @@ def test_comparing_the_other_way_round_turns_all_around():
     assert compare(a, b, names, lower=True).wins.value == pytest.approx(theirs.wins.value)
 
 
+def test_p_is_over_prompts_however_many_videos_each_has():
+    rng, names = np.random.default_rng(0), np.arange(20)
+    a, b = rng.normal(0.3, 1, 20), np.zeros(20)
+    many = compare(np.repeat(a, 10), np.repeat(b, 10), np.repeat(names, 10))
+    assert many.p == compare(a, b, names).p == sign_flip(a) > 0.05 and many.pairs == 200
+
+
 # -- matching rows --------------------------------------------------------------------------------------------------------
 
 
@@ -504,6 +511,27 @@ def test_a_table_is_written_by_its_ending(tmp_path):
     assert r"\textbf{" in tex and csv.splitlines()[1].startswith("sharp,higher,d&g,sft_2k,")
     with pytest.raises(Refused, match="is no kind of table"):
         found.save(tmp_path / "table.html")
+
+
+def test_score_files_of_several_methods_become_one_table(tmp_path):
+    files = {}
+    for method in ("sft", "dpo", "local"):
+        own = [row for row in rows() if row["method"] == method]
+        lines = [f"{row['prompt']}-s{row['seed']}.mp4,{row['prompt']},{row['sharp']}" for row in own]
+        files[method] = tmp_path / f"{method}.csv"
+        files[method].write_text("\n".join(["video,prompt,sharp", *lines]))
+    found = comparison.compare(comparison.together(files), ["sharp"], "sft")
+    assert found.tests == comparison.compare(rows(), ["sharp"], "sft").tests
+    files["dpo"].write_text("video,prompt,blur\na.mp4,a,1")
+    with pytest.raises(Refused, match="the table of dpo: has the columns"):
+        comparison.together(files)
+
+
+def test_a_table_that_could_show_nothing_says_so():
+    with pytest.raises(Refused, match="59 draws: cannot tell anything in 3 tests"):
+        comparison.compare(rows(), ["sharp"], "sft", draws=59)
+    assert "too few to show any" in str(comparison.compare(rows(prompts=6), ["sharp"], "sft"))
+    assert "too few to show any" not in str(comparison.compare(rows(prompts=7), ["sharp"], "sft"))
 
 
 def test_a_table_of_few_prompts_says_so():

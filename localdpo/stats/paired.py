@@ -15,9 +15,9 @@ import numpy as np
 from ..errors import Refused
 from .intervals import Interval, mean_interval, per_prompt, win_rate
 
-# %% ../../nbs/71_paired.ipynb #4ebac8b4
-def read(table):
-    "A long table as {column: list}, from a csv file, a list of rows or a dict of columns."
+# %% ../../nbs/71_paired.ipynb #b4356c2e
+def read(table, method=None):
+    "A long table as {column: list}, from a csv file, a list of rows or a dict of columns; perhaps all of one `method`."
     if isinstance(table, str | Path):
         if Path(table).suffix != ".csv" or not Path(table).is_file():
             raise Refused(table, "is no csv file", "pass the path of one, a list of rows or a dict of columns")
@@ -26,6 +26,7 @@ def read(table):
     if not isinstance(table, dict):
         table = {name: [row.get(name) for row in table] for name in dict.fromkeys(n for row in table for n in row)}
     columns = {name: list(values) for name, values in table.items()}
+    columns |= {"method": [method] * len(columns.get("prompt", ()))} if method else {}
     if len({len(values) for values in columns.values()}) != 1:
         raise Refused(
             "the table", f"has columns of { ({n: len(v) for n, v in columns.items()}) } rows", "make them equal"

@@ -14,7 +14,7 @@ import numpy as np
 
 from .intervals import ENOUGH
 
-# %% ../../nbs/76_tables.ipynb #8614ce33
+# %% ../../nbs/76_tables.ipynb #090fca60
 MARKS = {"md": ("**{}**", "<u>{}</u>", "†"), "tex": (r"\textbf{{{}}}", r"\underline{{{}}}", r"$^\dagger$")}
 
 
@@ -39,6 +39,9 @@ def notes(table):
     yield f"†: better than the second by more than noise (95% interval, and p < 0.05 after Holm over {len(table.tests)} tests)."
     if any(found.difference.few for found, _ in table.tests.values()):
         yield f"With fewer than {ENOUGH} prompts, intervals hold less often than they say."
+    fewest = min(found.difference.prompts for found, _ in table.tests.values())
+    if len(table.tests) * 2 / 2**fewest >= 0.05:
+        yield f"{fewest} prompts are too few to show any difference in so many tests: all p stay above 0.05."
     for line in dict.fromkeys(line for own in table.columns.values() for line in own.dropped):
         yield f"Left out for every method: {line}."
 
