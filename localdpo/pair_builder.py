@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PairConfig', 'draw_alpha', 'make_block', 'build', 'add_arguments', 'main']
 
-# %% ../nbs/35_pair_builder.ipynb #bf50c937
+# %% ../nbs/35_pair_builder.ipynb #ae65d2e8
 import csv
 import hashlib
 import io
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import pairs
+from . import flags, pairs
 from .clip_sources import CAPTION, FILE, from_folder, from_world
 from .errors import Failed, Refused
 from .noise import generator
@@ -234,17 +234,7 @@ def main(args):
     "Build, verify or show a store."
     return dict(build=_build, verify=_verify, show=_show)[args.what](args)
 
-# %% ../nbs/35_pair_builder.ipynb #37fcb25b
-def _numbers(flag, text, separator, count):
-    try:
-        numbers = tuple(map(int, text.split(separator)))
-        if len(numbers) == count:
-            return numbers
-    except ValueError:
-        pass
-    raise Refused(f"{flag} {text}", "is not understood", f"give {count} whole numbers, separated by {separator}")
-
-
+# %% ../nbs/35_pair_builder.ipynb #b4da0fe0
 def _mask_settings(words):
     try:
         return {name: json.loads(value) for name, value in (word.split("=") for word in words)}
@@ -284,10 +274,9 @@ def _world(text):
 
 
 def _build(args):
-    clips, worker = _clips(args), _numbers("--worker", args.worker, "/", 2)
+    clips, worker = _clips(args), flags.worker(args.worker)
     config = PairConfig(
-        _numbers("--size", args.size, "x", 3) if args.size else None,
-        args.steps, args.cfg_scale, tuple(args.alpha), args.alpha_step,
+        flags.size(args.size), args.steps, args.cfg_scale, tuple(args.alpha), args.alpha_step,
         args.seed, args.dtype, args.block, _mask_settings(args.mask),
     )  # fmt: skip
     from localdpo import backbones, masks

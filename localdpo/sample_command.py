@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['add_arguments', 'main']
 
-# %% ../nbs/51_sample_command.ipynb #2b8ec866
+# %% ../nbs/51_sample_command.ipynb #47d33072
 import argparse
 
+from . import flags
 from .errors import Refused
-from .pair_builder import _numbers
 
 # %% ../nbs/51_sample_command.ipynb #6724a7dc
 def add_arguments(parser):
@@ -50,13 +50,12 @@ def add_arguments(parser):
     work.add_argument("--worker", default="0/1", metavar="I/N", help="make every N-th batch from I on (default: 0/1)")
     work.add_argument("--device", metavar="NAME", help="e.g. cuda:1 or cpu (default: a GPU if there is one)")
 
-# %% ../nbs/51_sample_command.ipynb #7374cd42
+# %% ../nbs/51_sample_command.ipynb #7c50b5b5
 def main(args):
     "Make the videos that the command line asks for."
     if bool(args.prompts) == bool(args.prompt):
         raise Refused("the prompts", "are not named, or twice", 'give either a file, or --prompt "..."')
-    worker = _numbers("--worker", args.worker, "/", 2)
-    size = _numbers("--size", args.size, "x", 3) if args.size else None
+    worker, size = flags.worker(args.worker), flags.size(args.size)
     from localdpo import sampling
 
     prompts = sampling.read_prompts(args.prompts) if args.prompts else sampling.as_prompts(args.prompt)
