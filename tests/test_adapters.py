@@ -1,31 +1,24 @@
 """An adapter comes off exactly, survives its file bit for bit, is read by diffusers, and goes only where it fits."""
 
-import copy
 import json
 import os
 
 import pytest
 import torch
+from conftest import random_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from localdpo import adapters, miniature
+from localdpo import adapters
 from localdpo.errors import Refused
 
 NAMES = ("tiny-cogvideox-2b", "tiny-cogvideox-5b", "tiny-wan-1.3b")
-BASES = {}
 
 
 def fresh(name, dtype=torch.float32):
-    "A copy of one and the same random model, so that two of them say the same."
-    if name not in BASES:
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            BASES[name] = miniature.backbone(name)
-    base = BASES[name]
-    copied = type(base)(copy.deepcopy(base.pipeline), name)
-    copied.transformer.to(dtype)
-    return copied
+    model = random_model(name)
+    model.transformer.to(dtype)
+    return model
 
 
 def inputs(batch=1):
