@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #48dd021d
+# %% ../nbs/90_cli.ipynb #76f241ab
 import argparse
 import sys
 from importlib import import_module
@@ -19,6 +19,7 @@ WORDS = {
     "train": ("localdpo.train_command", "tune a model on pairs, go on with a run, or look for a beta"),
     "prompts": ("localdpo.prompts", "list the prompts of a suite, with their expanded forms"),
     "sample": ("localdpo.sample_command", "make videos from prompts, with an adapter or without"),
+    "score": ("localdpo.scoring.command", "make a table of scores, one row for each video"),
     "export": ("localdpo.export_command", "write an adapter for diffusers or ComfyUI"),
     "paper": ("localdpo.engine", "rerun the paper, or a part of it: a profile's graph of notebooks"),
     "rerun": ("localdpo.rerun", "execute one notebook with parameters, strictly"),

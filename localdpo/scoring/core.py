@@ -54,7 +54,7 @@ class Scorer(ABC):
         "The files that the first video will need; raises `WeightsMissing` if one of them is not here."
         return []
 
-# %% ../../nbs/61_scoring.ipynb #e7a46c57
+# %% ../../nbs/61_scoring.ipynb #2d9ac075
 SCORERS = {
     "measures": "localdpo.scoring.measures:Measures",
     "attributes": "localdpo.scoring.measures:Attributes",
@@ -78,8 +78,8 @@ def get_scorer(name, device=None):
     "The scorer called `name`, to run on `device` (default: its own choice)."
     if name not in SCORERS:
         near = difflib.get_close_matches(str(name), SCORERS, 1, 0.4)
-        then = f"did you mean {near[0]}? " * bool(near) + f"there are {', '.join(SCORERS)}"
-        raise Refused(f"scorer {name!r}", "does not exist", then)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise Refused(f"scorer {name!r}", "does not exist", f"{guess}there are {', '.join(SCORERS)}")
     module, _, kind = SCORERS[name].partition(":")
     return getattr(import_module(module), kind)(device=device)
 
