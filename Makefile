@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # Further words for pip when it installs torch, such as an index of CPU builds.
 TORCH_ARGS ?=
-PROFILE ?= tour
+PROFILE ?= quick
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -19,7 +19,7 @@ MOVED := $(shell test ! -f $(READY) || test "$$(cat $(READY))" = "$(CURDIR)" || 
 help:  ## list the targets
 	@echo "make paper is the main job, make test proves that it works here. Targets:"
 	@grep -hE '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
-	@echo "Options: PYTHON=python3.12, PROFILE=tour, TORCH_ARGS='words for pip install torch'"
+	@echo "Options: PYTHON=python3.12, PROFILE=quick, TORCH_ARGS='words for pip install torch'"
 
 setup: $(READY)  ## create .venv and install everything (the other targets do it when needed)
 
@@ -32,11 +32,11 @@ $(READY): constraints.txt pyproject.toml
 	@echo "installing the rest" && $(PIP) --editable '.[rerun,docs,dev]'
 	@echo "$(CURDIR)" > $@
 
-paper: $(READY)  ## rerun the paper (PROFILE=tour) into reports/
+paper: $(READY)  ## rerun the paper (PROFILE=quick) into reports/
 	@$(BIN)/localdpo paper --profile $(PROFILE)
 
 test: $(READY)  ## run every notebook and every test
-	@$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(miniature|benchmarks)$$'
+	@$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(miniature|benchmarks|rerun)$$'
 	@$(BIN)/pytest -q -n 2 --dist worksteal
 
 check: $(READY)  ## the tests without the slow ones: lint, notebooks in step with the package, pins

@@ -74,7 +74,7 @@ def _page_of(notebook):
         notebook.with_suffix(".html"), page + f'<p><a href="../index.html">back to the report</a></p>{body}'
     )
 
-# %% ../nbs/83_report.ipynb #5932f682
+# %% ../nbs/83_report.ipynb #2616cfc4
 KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
 EMBEDDED = 300_000  # bytes; larger files are linked
 
@@ -86,11 +86,15 @@ def _source(path, folder):
 
 
 def _figure(path, folder, steps):
-    made = steps.get(path.stem, {})
-    words = ", ".join(
-        f"{name} {value}"
-        for name, value in made.get("parameters", {}).items()
-        if not str(value).startswith(("figures/", "media/", "tables/"))
+    made, told = steps.get(path.stem, {}), path.with_suffix(".txt")
+    words = (
+        told.read_text()
+        if told.exists()
+        else ", ".join(
+            f"{name} {value}"
+            for name, value in made.get("parameters", {}).items()
+            if not str(value).startswith(("figures/", "media/", "tables/"))
+        )
     )
     link = f'<a href="notebooks/{path.stem}.html">{escape(path.stem)}</a>' if made else escape(path.stem)
     source = _source(path, folder)
@@ -106,7 +110,7 @@ def _gallery(title, files, folder, steps):
     pictures = "".join(_figure(path, folder, steps) for path in files if path.suffix in KINDS)
     return f'<h2>{title}</h2><div class="row">{pictures}</div>' if pictures else ""
 
-# %% ../nbs/83_report.ipynb #3ac3952a
+# %% ../nbs/83_report.ipynb #dfdc548a
 def _shown(value):
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
@@ -115,6 +119,19 @@ def _table(head, rows, raw=()):
     cells = lambda kind, row: "".join(f"<{kind}>{v if i in raw else _shown(v)}</{kind}>" for i, v in enumerate(row))  # noqa: E731
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{cells("th", head)}</tr>{body}</table></div>'
+
+
+def _tables(files, folder):
+    from nbconvert.filters import markdown2html
+
+    parts = []
+    for path in files:
+        forms = [form for form in sorted(path.parent.glob(f"{path.stem}.*")) if form.suffix != ".json"]
+        links = " ".join(f'<a href="{form.relative_to(folder).as_posix()}">{escape(form.name)}</a>' for form in forms)
+        shown = markdown2html(path.read_text()).replace("<table>", '<div class="scroll"><table>')
+        shown = shown.replace("</table>", "</table></div>")
+        parts.append(f'<h2>{escape(path.stem)}</h2>{shown}<p class="facts">{links}</p>')
+    return "".join(parts)
 
 
 def _numbers(files):
@@ -141,7 +158,7 @@ def _log(steps):
         )
     return "<h2>Steps</h2>" + _table(["notebook", "state", "time"], rows, raw=(0, 1)) if rows else ""
 
-# %% ../nbs/83_report.ipynb #27e64a3a
+# %% ../nbs/83_report.ipynb #44e05ca3
 def _files(folder, sub):
     return sorted(path for path in (folder / sub).glob("*") if path.is_file() and not path.name.startswith("."))
 
@@ -185,6 +202,7 @@ def build(folder, about="", names=()):
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>localdpo: {folder.name}</title><style>{LOOK}</style>",
         f'<h1>{escape(folder.name)}</h1><p class="about">{escape(about)}</p>',
         f'<p class="facts">{_origin(steps)}</p>',
+        _tables((path for path in listed("tables") if path.suffix == ".md"), folder),
         _gallery("Figures", listed("figures"), folder, steps),
         _gallery("Clips", listed("media"), folder, steps),
         _numbers(path for path in listed("tables") if path.suffix == ".json"),

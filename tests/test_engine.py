@@ -205,13 +205,14 @@ def test_a_fingerprint_follows_relative_imports_of_a_subpackage(tmp_path, monkey
 # -- the Snakefile -------------------------------------------------------------------------------------------------------
 
 
-def test_no_rule_of_ours_leaves_a_wildcard_out_of_its_params():
-    config = yaml.safe_load(engine.profile_path("tour").read_text())
-    assert engine.lint(config=config) == []
+@pytest.mark.parametrize("profile", engine.profiles())
+def test_no_rule_of_ours_leaves_a_wildcard_out_of_its_params(profile):
+    config = yaml.safe_load(engine.profile_path(profile).read_text())
+    assert engine.lint(engine.snakefile_of(profile), config) == []
 
 
 def test_the_lint_finds_a_wildcard_that_was_left_out(tmp_path):
-    careful = engine.SNAKEFILE.read_text()
+    careful = engine.snakefile_of("tour").read_text()
     careless = careful.replace("params: seed=lambda w: w.seed, noise_alpha", "params: noise_alpha").replace(
         "-p seed={params.seed} -p noise_alpha", "-p seed={wildcards.seed} -p noise_alpha"
     )
@@ -237,6 +238,7 @@ def test_the_lint_finds_the_shared_cache(tmp_path):
         ({"frames": 9.5}, "`frames` is 9.5"),
         ({"size": True}, "`size` is True"),
         ({"about": None}, "has no `about`"),
+        ({"graph": "tuor"}, "`graph` is 'tuor'"),
     ],
 )
 def test_a_profile_with_a_mistake_is_refused_by_name(tmp_path, change, said):
@@ -261,7 +263,7 @@ def test_a_profile_that_is_no_yaml_is_refused(tmp_path):
 
 
 def test_an_unknown_profile_is_refused_with_the_list():
-    with pytest.raises(Refused, match="tours: is no profile\n  -> choose one of tour"):
+    with pytest.raises(Refused, match="tours: is no profile\n  -> choose one of quick, tour"):
         engine.run("tours")
 
 
@@ -310,7 +312,7 @@ def test_half_a_slurm_word_is_refused(slurm, words):
 @pytest.mark.slow
 def test_the_tour_makes_a_page_that_stands_alone(tmp_path):
     (tmp_path / "little.yaml").write_text(
-        yaml.safe_dump({"about": "a little tour", "seeds": [5], "frames": 5, "size": 32, "noise_alpha": 0.8})
+        yaml.safe_dump({"about": "a little tour", "graph": "tour", "seeds": [5], "frames": 5, "size": 32, "noise_alpha": 0.8})
     )
     words = [
         sys.executable,

@@ -1,0 +1,158 @@
+# The graph of the paper: clips -> pairs -> training -> videos -> scores -> tables and figures.
+# Paths are relative to reports/<profile>/. Every varying value stands in params: (tests/test_engine.py checks that).
+#
+# A step that takes long works in a folder of its own under work/, named after everything it depends on, and writes a small
+# file when it is done. Only that file is an output: Snakemake deletes the outputs of what was killed, and a killed step is
+# to go on where it was.
+import hashlib
+import json
+import sys
+from os.path import relpath
+from shlex import quote
+
+from localdpo import engine, paths
+
+p = engine.read_profile(
+    config, model=str, clips=str, pair_steps=int, methods=dict, steps=int, looks=int, batch=int, micro_batch=int, lr=float,
+    suite=str, suite_file=str, prompts=int, form=str, videos=int, sampler_steps=int, cfg_scale=float, scorers=list, columns=dict, seed=int,
+)
+METHODS = list(p["methods"])
+LOOKS = list(range(p["looks"], p["steps"] + 1, p["looks"]))
+WORLD = p["suite"].startswith("sprite-")  # only the sprite world can draw real clips for a prompt
+SETS = ["baseline", *METHODS, *(["real"] if WORLD else [])]
+rerun = f"{quote(sys.executable)} -m localdpo.cli rerun"
+
+
+def notebook(name):
+    return ancient(relpath(paths.notebooks() / f"rerun/{name}.ipynb"))  # a newer date alone is no change: see params.code
+
+
+def code(name):
+    return engine.fingerprint(paths.notebooks() / f"rerun/{name}.ipynb")
+
+
+def words(names="", **values):
+    "Parameters of a notebook for the shell: those of the profile by their `names`, others with their values."
+    given = {name: p[name] for name in names.split()} | values
+    return " ".join("-p " + quote(f"{k}={json.dumps(v) if isinstance(v, (list, dict)) else v}") for k, v in given.items())
+
+
+def place(step, *depends):
+    "The folder of a step, named after what its content depends on."
+    return f"work/{step}-{hashlib.sha256(repr(depends).encode()).hexdigest()[:10]}"
+
+
+PAIRS = words("model clips cfg_scale seed", steps=p["pair_steps"])
+STORE = place("pairs", PAIRS, code("pairs"))
+
+
+def train(method):
+    settings = dict(p["methods"][method])
+    return words("model steps batch micro_batch lr seed", recipe=settings.pop("recipe"), settings=settings, save_every=p["looks"])
+
+
+def run(method):
+    return place(f"train-{method}", STORE, train(method), code("train"))
+
+
+def sample(name):
+    chosen = words("model suite form cfg_scale", file=p["suite_file"], count=p["prompts"], seeds=p["videos"], steps=p["sampler_steps"])
+    tuned = words(run=run(name), looks=LOOKS) if name in METHODS else words(looks=[0])
+    return f"{chosen} {tuned}"
+
+
+def videos(name):
+    return place(f"videos-{name}", sample(name), code("sample"))
+
+
+rule all:
+    input: "index.html", "manifest.json"
+
+
+rule pairs:
+    input: notebook=notebook("pairs")
+    output: done="work/pairs.json", shown="work/pairs.npz"
+    params: words=PAIRS, store=STORE, code=code("pairs")
+    log: notebook="notebooks/pairs.ipynb"
+    resources: gpu=1
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p store={params.store} -p shown={output.shown} -p done={output.done}"
+
+
+rule train:
+    input: "work/pairs.json", notebook=notebook("train")
+    output: done="work/train-{method}.json"
+    wildcard_constraints: method="|".join(METHODS).replace("+", r"\+")
+    params: words=lambda w: train(w.method), run=lambda w: run(w.method), store=STORE, code=code("train")
+    log: notebook="notebooks/train-{method}.ipynb"
+    resources: gpu=1
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p store={params.store} -p run={params.run:q} -p done={output.done:q}"
+
+
+rule sample:
+    input: lambda w: [f"work/train-{w.name}.json"] * (w.name in METHODS), notebook=notebook("sample")
+    output: done="work/videos-{name}.json"
+    wildcard_constraints: name="baseline|" + "|".join(METHODS).replace("+", r"\+")
+    params: words=lambda w: sample(w.name), out=lambda w: videos(w.name), code=code("sample")
+    log: notebook="notebooks/videos-{name}.ipynb"
+    resources: gpu=1
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p out={params.out:q} -p done={output.done:q}"
+
+
+rule real:
+    input: notebook=notebook("real")
+    output: done="work/videos-real.json"
+    params: words=words("suite", count=p["prompts"]), out=place("videos-real", p["suite"], p["prompts"], code("real")), code=code("real")
+    log: notebook="notebooks/videos-real.ipynb"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p out={params.out} -p done={output.done}"
+
+
+rule score:
+    input: "work/videos-{name}.json", notebook=notebook("score")
+    output: scores="work/scores-{name}.csv", features="work/features-{name}.npz"
+    params: words=words("scorers"), name=lambda w: w.name, code=code("score")
+    log: notebook="notebooks/scores-{name}.ipynb"
+    resources: gpu=1
+    shell:
+        rerun + " {input.notebook:q} {log.notebook} {params.words} -p name={params.name:q} -p videos={input[0]:q}"
+        " -p scores={output.scores:q} -p features={output.features:q}"
+
+
+rule table_3:
+    input: expand("work/scores-{name}.csv", name=SETS), notebook=notebook("table_3")
+    output: "tables/table-3.csv", "tables/table-3.md", "tables/table-3.tex"
+    params: words=words("columns", methods=["baseline", *METHODS], step=LOOKS[-1], real=WORLD), code=code("table_3")
+    log: notebook="notebooks/table-3.ipynb"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p scores=work -p table=tables/table-3"
+
+
+rule figure_6:
+    input: expand("work/scores-{name}.csv", name=SETS), notebook=notebook("figure_6")
+    output: "figures/figure-6.png"
+    params: words=words(methods=METHODS, columns=dict(list(p["columns"].items())[:2])), code=code("figure_6")
+    log: notebook="notebooks/figure-6.ipynb"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p scores=work -p figure={output}"
+
+
+rule figure_9:
+    input: "work/pairs.npz", notebook=notebook("figure_9")
+    output: "figures/figure-9.png"
+    params: code=code("figure_9")
+    log: notebook="notebooks/figure-9.ipynb"
+    shell: rerun + " {input.notebook:q} {log.notebook} -p pairs={input[0]} -p figure={output}"
+
+
+rule clips:
+    input: expand("work/videos-{name}.json", name=SETS), notebook=notebook("clips")
+    output: expand("media/clips-{n}.mp4", n=[1, 2, 3, 4])
+    params: words=words(sets=SETS, step=LOOKS[-1]), code=code("clips")
+    log: notebook="notebooks/clips.ipynb"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p videos=work -p out=media"
+
+
+rule page:
+    input: "tables/table-3.csv", "figures/figure-6.png", "figures/figure-9.png", rules.clips.output
+    output: "index.html", "manifest.json"
+    params:
+        about=config["about"], code=engine.fingerprint(engine.PACKAGE / "report.py"),
+        names=["table-3", "figure-6", "figure-9", "clips", *(f"clips-{n}" for n in [1, 2, 3, 4]), "pairs", *(f"train-{m}" for m in METHODS), *(f"{kind}-{name}" for kind in ("videos", "scores") for name in SETS)],
+    shell: f"{quote(sys.executable)} -m localdpo.report" + " . {params.about:q} {params.names:q}"

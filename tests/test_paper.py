@@ -1,0 +1,105 @@
+"""The graph of the paper, at the smallest size that still is one: killed on the way, it ends in the same page."""
+
+import ast
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+
+from localdpo import engine, paths
+
+SMALL = dict(clips="curated:8", pair_steps=3, steps=4, looks=2, batch=4, micro_batch=4, prompts=6, sampler_steps=3)
+SMALL |= dict(scorers=["attributes"], columns={"words_right": "higher", "colour_right": "higher"})
+
+
+def paper(folder, *more):
+    "Start the run of a small profile; stopped by `signal`, its steps stop with it."
+    profile = folder / "small.yaml"
+    profile.write_text(yaml.safe_dump(engine.load_profile(engine.profile_path("quick")) | SMALL))
+    words = ["paper", "--profile", profile, "--out", folder / "out", "--cores", 2, *more]
+    words = [sys.executable, "-m", "localdpo.cli", *map(str, words)]
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(words, start_new_session=True, **pipe)
+
+
+def finished(run, seconds=900):
+    said = run.communicate(timeout=seconds)[0]
+    assert run.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    "A run that was killed in the middle of its training, and then went on; with what was there when it was killed."
+    folder = tmp_path_factory.mktemp("paper")
+    run, deadline = paper(folder), time.monotonic() + 900
+    while not list(folder.glob("out/work/train-*/checkpoints/step-000002")):
+        assert run.poll() is None and time.monotonic() < deadline, run.stdout.read()
+        time.sleep(0.2)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
+    there = {path: path.stat().st_mtime_ns for path in folder.glob("out/work/pairs-*/*") if path.is_file()}
+    finished(paper(folder))
+    return folder, there
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_a_finished_one_does_nothing(report):
+    folder, there = report
+    assert there and all(path.stat().st_mtime_ns == moment for path, moment in there.items())
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("out/*/*") if path.is_file()}
+    said = finished(paper(folder))
+    assert ".ipynb" not in said and "up to date" in said
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.slow
+def test_the_table_says_what_the_scores_say(report):
+    folder = report[0] / "out"
+    means = {}
+    for name in ("baseline", "sft", "dpo+sft", "dpo+sft+ra"):
+        rows = list(csv.DictReader((folder / f"work/scores-{name}.csv").read_text().splitlines()))
+        steps = {row["step"] for row in rows}
+        assert len(rows) == 6 * len(steps) and steps == ({"0"} if name == "baseline" else {"2", "4"})
+        assert len({row["id"] for row in rows}) == 6 and not any(row["problem"] for row in rows)
+        last = [float(row["words_right"]) for row in rows if row["step"] == max(steps)]
+        means[name] = np.mean(last)
+    tests = list(csv.DictReader((folder / "tables/table-3.csv").read_text().splitlines()))
+    own = {row["method"]: row for row in tests if row["column"] == "words_right" and row["other"] == "baseline"}
+    assert own.keys() == means.keys() - {"baseline"}
+    for name, row in own.items():
+        assert float(row["difference"]) == pytest.approx(means[name] - means["baseline"])
+        assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
+
+
+@pytest.mark.slow
+def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
+    page = (report[0] / "out/index.html").read_text()
+    for word in ("table-3", "figure-6", "figure-9", "0.7080", "dpo+sft+ra", "From left to right: baseline, sft"):
+        assert word in page, word
+    assert page.count("data:video/mp4") == 4 and page.count("data:image/png") == 2
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def imports(notebook):
+    "The import lines of a notebook."
+    cells = (cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
+    for cell in cells:
+        yield from (
+            ast.unparse(node) for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Import | ast.ImportFrom)
+        )
+
+
+@pytest.mark.parametrize("name", ["table_3", "figure_6", "figure_9", "clips"])
+def test_a_notebook_that_only_draws_does_not_load_torch(name):
+    lines = [*imports(paths.notebooks() / f"rerun/{name}.ipynb"), "import sys; assert 'torch' not in sys.modules"]
+    assert len(lines) >= 3
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=Path(__file__).parent)
