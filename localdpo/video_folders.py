@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Video', 'find_videos']
 
-# %% ../nbs/59_video_folders.ipynb #cc01210e
+# %% ../nbs/59_video_folders.ipynb #77e3aa90
+import csv
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +72,7 @@ def find_videos(sources, prompts=None):
         return [one for _, one in found.values()], told
     return _with_prompts(list(found.values()), Path(prompts)), told
 
-# %% ../nbs/59_video_folders.ipynb #33d22596
+# %% ../nbs/59_video_folders.ipynb #815e0126
 def _rows(path):
     "The rows of a file of prompts: (place, video, prompt)."
     if path.suffix == ".txt":
@@ -81,10 +82,20 @@ def _rows(path):
             raise Refused(path, f"cannot be read ({error.strerror})", "name the file with the prompts") from error
         lines = [(i, line.partition("\t")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         return [(f"{path.name} line {i}", name.strip(), prompt.strip()) for i, (name, _, prompt) in lines]
-    rows = caption_rows(path)
+    try:
+        rows = caption_rows(path)
+    except (csv.Error, OSError, ValueError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(path, f"is no {path.suffix[1:]} ({error})", "write it anew, in UTF-8") from error
     for place, row in rows:
         if isinstance(row, str):
             raise Refused(path.parent / place, row, "mend that line, or leave it out")
+        if None in row:  # else the end of the prompt would be lost
+            then = 'put a prompt with commas into quotes: "..."'
+            raise Refused(path.parent / place, "has more cells than there are columns", then)
+        if path.suffix == ".csv" and any("\n" in str(cell) for cell in row.values()):
+            raise Refused(path.parent / place, "has a cell of several lines", "look for a quote that is not closed")
     columns = dict.fromkeys(key for _, row in rows for key in row)
     names = [next((name for name in known if name in columns), None) for known in ((*FILE, "id"), CAPTION)]
     if None in names:

@@ -345,15 +345,15 @@ def _check_devices(devices):
             why = f"cannot be used ({str(error).splitlines()[0][:100]})"
             raise Refused(f"device {device}", why, "`localdpo info` lists the devices of this machine") from error
 
-# %% ../../nbs/63_score_command.ipynb #2a43de98
+# %% ../../nbs/63_score_command.ipynb #42818b0c
 def list_scorers():
     "A line or more for each scorer: columns, and what is missing."
     for name in SCORERS:
         try:
             scorer = get_scorer(name)
             columns, why = ", ".join(scorer.columns), _ready(scorer)[1]
-        except ImportError as error:
-            columns, why = "not known", Refused(name, f"cannot be imported ({error})", "install what is missing")
+        except Refused as refusal:
+            columns, why = "not known", refusal
         yield f"{name:18} {columns}"
         yield f"{'':18} ready" if why is None else f"{'':18} {why}".replace("\n", f"\n{'':18}")
 

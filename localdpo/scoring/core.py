@@ -54,7 +54,7 @@ class Scorer(ABC):
         "The files that the first video will need; raises `WeightsMissing` if one of them is not here."
         return []
 
-# %% ../../nbs/61_scoring.ipynb #2d9ac075
+# %% ../../nbs/61_scoring.ipynb #871e747f
 SCORERS = {
     "measures": "localdpo.scoring.measures:Measures",
     "attributes": "localdpo.scoring.measures:Attributes",
@@ -81,7 +81,10 @@ def get_scorer(name, device=None):
         guess = f"did you mean {near[0]}? " if near else ""
         raise Refused(f"scorer {name!r}", "does not exist", f"{guess}there are {', '.join(SCORERS)}")
     module, _, kind = SCORERS[name].partition(":")
-    return getattr(import_module(module), kind)(device=device)
+    try:
+        return getattr(import_module(module), kind)(device=device)
+    except ImportError as error:
+        raise Refused(f"scorer {name!r}", f"cannot be imported ({error})", "install what is missing") from error
 
 # %% ../../nbs/61_scoring.ipynb #a857495a
 class WeightsMissing(Refused):
