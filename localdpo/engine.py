@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'WORKFLOW', 'PROFILES', 'SLURM', 'profiles', 'profile_path', 'load_profile', 'graphs', 'snakefile_of',
-           'read_profile', 'modules', 'fingerprint', 'lint', 'arguments', 'run', 'add_arguments', 'main']
+           'read_profile', 'modules', 'fingerprint', 'weights', 'lint', 'arguments', 'run', 'add_arguments', 'main']
 
 # %% ../nbs/82_engine.ipynb #54ab46ad
 import ast
@@ -136,6 +136,16 @@ def fingerprint(path):
     source = _code(path) if str(path).endswith(".ipynb") else Path(path).read_text()
     parts = [source, *(module.read_text() for module in modules(source))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+# %% ../nbs/82_engine.ipynb #1521fe53
+def weights(model):
+    "What tells the weights of a model from others of the same name."
+    folder = PACKAGE / "weights" / model
+    if (folder / "checksums.json").is_file():
+        return hashlib.sha256((folder / "checksums.json").read_bytes()).hexdigest()[:12]
+    files = sorted(path for path in Path(model).rglob("*") if path.is_file())
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:12] if states else model
 
 # %% ../nbs/82_engine.ipynb #a0a9bc6b
 class _Watched:

@@ -28,7 +28,9 @@ def notebook(name):
 
 
 def code(name):
-    return engine.fingerprint(paths.notebooks() / f"rerun/{name}.ipynb")
+    "What a step is made with: its code, and the weights of the model if it runs it."
+    weights = engine.weights(p["model"]) if name in ("pairs", "train", "sample") else ""
+    return engine.fingerprint(paths.notebooks() / f"rerun/{name}.ipynb") + weights
 
 
 def words(names="", **values):
