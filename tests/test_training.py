@@ -611,9 +611,66 @@ def test_compiling_without_a_gpu_is_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
 
 
-def test_a_reporter_that_is_not_installed_is_refused(tmp_path):
-    with pytest.raises(Refused, match="report_to wandb: is not installed"):
-        run(tmp_path, report_to="wandb")
+@pytest.mark.parametrize("name", ["trackio", "tensorboard", "wandb"])
+def test_a_reporter_that_is_not_installed_is_refused(tmp_path, monkeypatch, name):
+    from localdpo import training_setup
+
+    find = training_setup.importlib.util.find_spec
+    monkeypatch.setattr(training_setup.importlib.util, "find_spec", lambda n, *rest: n != name and find(n, *rest) or None)
+    with pytest.raises(Refused, match=f"report_to {name}: is not installed\n.*pip install {name}"):
+        run(tmp_path / "run", report_to=name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_is_told_every_number(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(tmp_path / "run", steps=2, report_to="tensorboard")
+    told = EventAccumulator(str(folder / "localdpo")).Reload()
+    for name in ("loss", "margin_inside", "grad_norm", "lr"):
+        said = [(event.step, event.value) for event in told.Scalars(name)]
+        written = [(line["step"], pytest.approx(line[name])) for line in alarms.read(folder / "metrics.jsonl")]
+        assert said == written and len(said) == 2
+    assert "localdpo" not in {path.name for path in run(tmp_path / "plain", steps=1).iterdir()}
+
+
+def test_wandb_is_told_without_a_network(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "run", steps=2, report_to="wandb")
+    (file,) = tmp_path.rglob("offline-run-*/*.wandb")
+    assert all(name in file.read_bytes() for name in (b"grad_norm", b"margin_inside", b"micro_batch"))
+
+
+def test_trackio_is_told_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "told"))  # which it reads when it is imported
+    pytest.importorskip("trackio")
+    folder = run(tmp_path / "run", steps=2, report_to="trackio")
+    import sqlite3
+
+    (file,) = (tmp_path / "told").rglob("*.db")
+    with sqlite3.connect(file) as base:
+        told = [json.loads(text) for (text,) in base.execute("select metrics from metrics order by step")]
+    assert [line["loss"] for line in told] == [line["loss"] for line in alarms.read(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_launcher_that_would_split_the_model_is_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(Refused, match=f"{kind}: would split weights that fit .*\n.*--multi_gpu, or torchrun"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_have_split_the_model_already_are_refused(tmp_path, monkeypatch):
+    import accelerate
+
+    split = mock.Mock(distributed_type=accelerate.utils.DistributedType.FSDP)
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **settings: split)
+    with pytest.raises(Refused, match="FSDP: would split weights"):
+        run(tmp_path / "run")
 
 
 class Broken(Pairs):
