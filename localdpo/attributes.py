@@ -41,7 +41,7 @@ def interval(share, count, z=1.96):
     middle, reach = share + z**2 / 2 / count, z * (share * (1 - share) / count + (z / 2 / count) ** 2) ** 0.5
     return (middle - reach) / (1 + z**2 / count), (middle + reach) / (1 + z**2 / count)
 
-# %% ../nbs/26_attributes.ipynb #92330152
+# %% ../nbs/26_attributes.ipynb #ffde40dd
 FRAMES, SIZE = 9, 32  # the clips of the miniature
 
 
@@ -67,11 +67,17 @@ class Reader(nn.Module):
         said = self.say(self._thought(frames))
         return dict(zip(WORDS, said.split([len(words) for words in WORDS.values()], -1), strict=True))
 
-    def _thought(self, frames):
+    def _maps(self, frames):
+        "What the convolutions see in each frame, `[B*T,64,h,w]`."
         x = frames.movedim(-1, 2).float() / 127.5 - 1
         change = F.pad(x.diff(dim=1), (0, 0) * 3 + (0, 1))  # nothing follows the last frame
-        notes = self.note(self.look(torch.cat([x, change], 2).flatten(0, 1)))
-        return self.think(notes.view(-1, 48 * FRAMES))
+        return self.look[:-1](torch.cat([x, change], 2).flatten(0, 1))
+
+    def _thought(self, frames):
+        return self.think(self.note(self._maps(frames).flatten(1)).view(-1, 48 * FRAMES))
+
+    def _details(self, frames):
+        return self._maps(frames).mean((-1, -2)).view(-1, FRAMES, 64).mean(1)
 
     def _each(self, call, frames):
         frames = _checked(frames).to(self.say.weight.device)
@@ -81,6 +87,11 @@ class Reader(nn.Module):
     def features(self, frames):
         "96 numbers a clip, from which it reads all six words."
         return torch.cat(self._each(self._thought, frames)).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def details(self, frames):
+        "64 numbers a clip: what its last convolution sees, averaged over places and frames."
+        return torch.cat(self._each(self._details, frames)).float().cpu().numpy()
 
     @torch.inference_mode()
     def probabilities(self, frames):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['WORDS', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #76f241ab
+# %% ../nbs/90_cli.ipynb #a5c6af2f
 import argparse
 import sys
 from importlib import import_module
 
-from . import __version__
+from . import __version__, info
 from .errors import Failed, Refused
 
 WORDS = {
@@ -25,7 +25,7 @@ WORDS = {
     "rerun": ("localdpo.rerun", "execute one notebook with parameters, strictly"),
 }
 
-# %% ../nbs/90_cli.ipynb #15c87c88
+# %% ../nbs/90_cli.ipynb #afa67ad6
 def parser(asked=None):
     "The parser of the whole command line; only the word that is `asked` for is imported and described in full."
     top = argparse.ArgumentParser(
@@ -43,6 +43,7 @@ def parser(asked=None):
 
 def main(words=None):
     "The entry point of `localdpo`."
+    info.give_way()  # before torch is loaded
     words = sys.argv[1:] if words is None else words
     args = parser(next((word for word in words if word in WORDS), None)).parse_args(words)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from localdpo import cli
+from localdpo import cli, info
 
 
 def localdpo(*words, **options):
@@ -39,6 +39,68 @@ def test_info_is_for_people_and_for_programs(tmp_path):
     assert "python" in localdpo("info").stdout
     facts = json.loads(localdpo("info", "--json", cwd=tmp_path).stdout)
     assert facts["packages"]["torch"].startswith("2.13.0") and "checkout" in facts
+
+
+QUOTAS = [  # files of a group, and the processors that they leave of three
+    ("0::/job\n", {"job/cpu.max": "max 100000"}, 3),
+    ("0::/job\n", {"job/cpu.max": "200000 100000"}, 2),
+    ("0::/job\n", {"job/cpu.max": "150000 100000"}, 1),
+    ("0::/job\n", {"job/cpu.max": "20000 100000"}, 1),
+    ("0::/job\n", {"job/cpu.max": "900000 100000"}, 3),
+    ("0::/all/job\n", {"all/job/cpu.max": "max 100000", "all/cpu.max": "100000 100000"}, 1),
+    ("0::/a/name/of/the/host\n", {"cpu.max": "100000 100000"}, 1),
+    ("0::/job\n", {"unified/job/cpu.max": "100000 100000"}, 1),
+    ("3:cpu,cpuacct:/job\n", {"cpu,cpuacct/job/cpu.cfs_quota_us": "200000"}, 2),
+    ("3:cpuacct,cpu:/job\n", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_quota_us": "100000"}, 1),
+    ("3:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "100000"}, 1),
+    ("3:cpuset:/job\n", {"cpuset/job/cpu.cfs_quota_us": "100000"}, 3),
+    ("0::/job\n", {"job/cpu.max": "damaged"}, 3),
+    ("damaged", {}, 3),
+    ("", {}, 3),
+    (None, {}, 3),
+]
+
+
+@pytest.mark.parametrize("own, files, found", QUOTAS)
+def test_a_quota_of_the_group_is_found_where_it_is(tmp_path, monkeypatch, own, files, found):
+    monkeypatch.setattr(info.os, "sched_getaffinity", lambda pid: {0, 1, 5}, raising=False)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        file = tmp_path / "groups" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+        if file.name == "cpu.cfs_quota_us":
+            file.with_name("cpu.cfs_period_us").write_text("100000\n")
+    assert info.processors(tmp_path / "groups", tmp_path / "own") == found
+
+
+@pytest.mark.parametrize(
+    "said, shown, threads, waiting",
+    [
+        ({}, 1, "1", "PASSIVE"),
+        ({}, 3, None, "PASSIVE"),
+        (dict(OMP_NUM_THREADS="2"), 1, "2", "PASSIVE"),
+        (dict(MKL_NUM_THREADS="2"), 1, None, "PASSIVE"),
+        (dict(OMP_WAIT_POLICY="ACTIVE"), 3, None, "ACTIVE"),
+        (dict(GOMP_SPINCOUNT="100"), 3, None, None),
+    ],
+)
+def test_threads_are_as_many_as_may_run_unless_the_user_said_something(monkeypatch, said, shown, threads, waiting):
+    environment = dict(said)
+    monkeypatch.setattr(info.os, "environ", environment)
+    monkeypatch.setattr(info, "processors", lambda: shown)
+    monkeypatch.setattr(info, "_visible", lambda: 3)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    info.give_way()
+    assert environment.get("OMP_NUM_THREADS") == threads and environment.get("OMP_WAIT_POLICY") == waiting
+
+
+def test_the_command_line_gives_way_and_info_says_so():
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "GOMP_"))}
+    for more, said in ((dict(), "waiting passively"), (dict(OMP_NUM_THREADS="1"), "1 thread for torch")):
+        facts = json.loads(localdpo("info", "--json", env=plain | more).stdout)
+        assert said in facts["processors"] and "for this process" in facts["processors"]
 
 
 def test_a_refusal_is_one_message_without_a_traceback():

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from localdpo import engine, paths
+from localdpo.errors import Refused
 
 SMALL = dict(clips="curated:8", pair_steps=3, steps=4, looks=2, batch=4, micro_batch=4, prompts=6, sampler_steps=3)
 SMALL |= dict(scorers=["attributes"], columns={"words_right": "higher", "colour_right": "higher"})
@@ -87,6 +88,24 @@ def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
         assert word in page, word
     assert page.count("data:video/mp4") == 4 and page.count("data:image/png") == 2
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(looks=15), "does not end at step 40"),
+        (dict(looks=0), "looks every 0 steps"),
+        (dict(scorers=["mesures"]), "did you mean measures"),
+        (dict(columns={"words_right": "hihger"}), "words_right: hihger"),
+        (dict(columns={"wrods": "higher"}), "wrods: higher"),
+        (dict(methods={"sft": {}}), "method sft has no recipe"),
+        (dict(suite_file="nowhere.json"), "nowhere.json"),
+    ],
+)
+def test_a_profile_that_would_fail_late_is_refused_at_once(change, said):
+    config = engine.load_profile(engine.profile_path("quick"))
+    with pytest.raises(Refused, match=said):
+        engine.lint(engine.snakefile_of("quick"), config | change)
 
 
 def imports(notebook):

@@ -18,7 +18,7 @@ from ..backbones import place
 from ..errors import Refused
 from .core import Scorer, WeightsMissing, find_weights, weights_folder
 
-# %% ../../nbs/69_published_weights.ipynb #b2da465e
+# %% ../../nbs/69_published_weights.ipynb #67e5bce2
 class Source(NamedTuple):
     "Files of one `repository`; `a|b` means either. With a `url` they are not on the hub, but there."
 
@@ -36,7 +36,7 @@ class Source(NamedTuple):
             if not path.is_file():
                 get = f"curl -L --create-dirs -o {path} {self.url}"
                 if self.url.endswith(".zip"):
-                    get = f"curl -LO {self.url} && unzip -j {self.url.rpartition('/')[2]} '*{name}' -d {path.parent}"
+                    get = f"mkdir -p {path.parent} && curl -LO {self.url} && unzip -j {self.url.rpartition('/')[2]} '*{name}' -d {path.parent}"
                 then = f"where there is a network: {get}; or copy the file there"
                 raise WeightsMissing(self.repository, "", name, then)
             return path

@@ -6,16 +6,39 @@
 # to go on where it was.
 import hashlib
 import json
+import os
 import sys
 from os.path import relpath
+from pathlib import Path
 from shlex import quote
 
 from localdpo import engine, paths
+from localdpo.errors import Refused
+from localdpo.scoring.core import SCORERS, get_scorer
 
 p = engine.read_profile(
     config, model=str, clips=str, pair_steps=int, methods=dict, steps=int, looks=int, batch=int, micro_batch=int, lr=float,
     suite=str, suite_file=str, prompts=int, form=str, videos=int, sampler_steps=int, cfg_scale=float, scorers=list, columns=dict, seed=int,
 )
+WHERE = Path(os.environ.get("LOCALDPO_PROFILE", "profile.yaml"))
+
+
+def check():
+    "Refuse here what would fail after hours."
+    if p["looks"] < 1 or p["steps"] % p["looks"]:
+        raise Refused(WHERE, f"looks every {p['looks']} steps, which does not end at step {p['steps']}", "let it divide the steps")
+    for name, method in p["methods"].items():
+        if not isinstance(method, dict) or "recipe" not in method:
+            raise Refused(WHERE, f"method {name} has no recipe", "write it like {recipe: sft}")
+    known = {column for name in p["scorers"] for column in get_scorer(name).columns}
+    for column, better in p["columns"].items():
+        if column not in known or better not in ("higher", "lower"):
+            raise Refused(WHERE, f"column {column}: {better} is none of its scorers'", f"choose higher or lower for some of {', '.join(sorted(known))}")
+    if p["suite_file"] and not (WHERE.parent / p["suite_file"]).is_file():
+        raise Refused(WHERE.parent / p["suite_file"], f"does not exist; {WHERE.name} names it as its suite_file", "paths start from the profile's folder")
+
+
+check()
 METHODS = list(p["methods"])
 LOOKS = list(range(p["looks"], p["steps"] + 1, p["looks"]))
 WORLD = p["suite"].startswith("sprite-")  # only the sprite world can draw real clips for a prompt
@@ -28,9 +51,21 @@ def notebook(name):
 
 
 def code(name):
-    "What a step is made with: its code, and the weights of the model if it runs it."
-    weights = engine.weights(p["model"]) if name in ("pairs", "train", "sample") else ""
-    return engine.fingerprint(paths.notebooks() / f"rerun/{name}.ipynb") + weights
+    "What a step is made with, besides its parameters: code, weights and data."
+    parts = [engine.fingerprint(paths.notebooks() / f"rerun/{name}.ipynb")]
+    if name in ("pairs", "train", "sample"):
+        parts.append(engine.weights(p["model"]))
+    if name == "score":  # scorers are found by name, so no import leads to them
+        modules = (SCORERS[scorer].partition(":")[0].split(".")[1:] for scorer in p["scorers"])
+        parts += [engine.fingerprint(engine.PACKAGE.joinpath(*module).with_suffix(".py")) for module in modules]
+        parts.append(digest(engine.PACKAGE / "weights/attributes.safetensors"))
+    if name == "table_3":
+        parts.append(digest(engine.PACKAGE / "published.csv"))
+    return " ".join(parts)
+
+
+def digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def words(names="", **values):
@@ -44,6 +79,7 @@ def place(step, *depends):
     return f"work/{step}-{hashlib.sha256(repr(depends).encode()).hexdigest()[:10]}"
 
 
+SUITE_FILE = str((WHERE.parent / p["suite_file"]).resolve()) if p["suite_file"] else ""
 PAIRS = words("model clips cfg_scale seed", steps=p["pair_steps"])
 STORE = place("pairs", PAIRS, code("pairs"))
 
@@ -58,13 +94,13 @@ def run(method):
 
 
 def sample(name):
-    chosen = words("model suite form cfg_scale", file=p["suite_file"], count=p["prompts"], seeds=p["videos"], steps=p["sampler_steps"])
+    chosen = words("model suite form cfg_scale", file=SUITE_FILE, count=p["prompts"], seeds=p["videos"], steps=p["sampler_steps"])
     tuned = words(run=run(name), looks=LOOKS) if name in METHODS else words(looks=[0])
     return f"{chosen} {tuned}"
 
 
 def videos(name):
-    return place(f"videos-{name}", sample(name), code("sample"))
+    return place(f"videos-{name}", sample(name), code("sample"), digest(SUITE_FILE) if SUITE_FILE else "")
 
 
 rule all:
