@@ -10,7 +10,7 @@ import torch
 from conftest import random_model
 from diffusers import DiffusionPipeline
 
-from localdpo import backbones, miniature
+from localdpo import backbones, miniature, model_files
 from localdpo.errors import Refused
 
 PROMPT = "a red disc moving left on a striped blue background"
@@ -304,7 +304,7 @@ def test_a_tokenizer_without_words_is_named(folders, tmp_path):
 
 
 def test_a_broken_file_that_was_shipped_is_to_be_reinstalled(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(backbones, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(model_files, "WEIGHTS", tmp_path)
     copy = shutil.copytree(folders["tiny-cogvideox-2b"], tmp_path / "tiny-cogvideox-2b")
     (copy / "model_index.json").write_text("{")
     with pytest.raises(Refused, match="reinstall localdpo"):
