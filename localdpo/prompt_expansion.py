@@ -158,12 +158,12 @@ def load(folder, device=None):
         then = "free some of its memory, or choose a smaller model"
         raise Refused(f"{folder.name} on {device}", "does not fit", then) from error
 
-# %% ../nbs/56_prompt_expansion.ipynb #e1cf1dc1
+# %% ../nbs/56_prompt_expansion.ipynb #b370a70f
 def answers(prompts, model=MODEL, cache=None, device=None, revision=None, max_tokens=MAX_TOKENS):
     "Each of `prompts` with its expanded form, from the file `cache` or from `model` (owner/name on the hub, or a folder)."
-    from localdpo import sampling
+    from localdpo import flags
 
-    sampling._check_whole("max_tokens", max_tokens, 1)
+    flags.check_whole("max_tokens", max_tokens, 1)
     prompts, path = list(dict.fromkeys(prompts)), Path(cache or paths.cache() / "expansions.jsonl")
     known, asked, folder = recall(path), question(max_tokens), Path(model)
     name = folder.resolve().name if folder.is_dir() else str(model)

@@ -6,7 +6,7 @@
 __all__ = ['SUITES', 'SPLITS', 'WORDS', 'CAMERA_COST', 'Entry', 'sprite_specs', 'suite', 'as_prompts', 'save', 'read', 'expand',
            'add_arguments', 'main']
 
-# %% ../nbs/54_prompts.ipynb #33d88385
+# %% ../nbs/54_prompts.ipynb #9c3a10a4
 import argparse
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import paths, sampling, world
+from . import flags, paths, prompt_files, sampling, world
 from .clip_sources import caption_fault, caption_rows
 from .errors import Refused
 from .prompt_lists import DIMENSIONS, NUMBERS, near, vbench, videojam
@@ -77,7 +77,7 @@ def _sprites(kind, count, split):
     texts = [(spec, world.prompt(spec), world.prompt(spec, long=True)) for spec in specs[:count]]
     return [Entry(f"sprite-{kind}-{split}-{i:03}", *both, dict(vars(spec))) for i, (spec, *both) in enumerate(texts)]
 
-# %% ../nbs/54_prompts.ipynb #afa7ad81
+# %% ../nbs/54_prompts.ipynb #a8553e9a
 def _some(entries, count, name):
     if count > len(entries):
         raise Refused(f"count {count}", f"is more than {name} has", f"use {len(entries)} at most")
@@ -93,7 +93,7 @@ def suite(name, file=None, count=None, split="test", dimensions=DIMENSIONS, augm
     if name not in SUITES:
         raise Refused(f"suite {name!r}", "does not exist", near(name, SUITES))
     if count is not None:
-        sampling._check_whole("count", count, 1)
+        flags.check_whole("count", count, 1)
     dimensions = (dimensions,) if isinstance(dimensions, str) else tuple(dimensions)
     if name != "vbench" and (augmented or dimensions != DIMENSIONS):
         raise Refused(name, "has no dimensions and no augmented prompts", "leave these out; vbench has them")
@@ -126,7 +126,7 @@ def as_prompts(entries, form="short"):
     field = "prompt" if form == "short" else "expanded"
     return sampling.as_prompts([dict(id=entry.id, prompt=getattr(entry, field)) for entry in entries])
 
-# %% ../nbs/54_prompts.ipynb #b848f265
+# %% ../nbs/54_prompts.ipynb #a7d8faae
 def save(entries, path):
     "Write `entries` to a .jsonl, one a line, whole or not at all."
     entries = list(entries)
@@ -170,7 +170,7 @@ def read(path):
     if not rows:
         raise Refused(path, "holds no entries", "write it again")
     entries = [_entry(place, row) for place, row in rows]
-    sampling._checked(rows)
+    prompt_files.checked(rows)
     return entries
 
 # %% ../nbs/54_prompts.ipynb #c5a22cc0
