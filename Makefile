@@ -10,6 +10,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH_ARGS ?=
 PROFILE ?= quick
 BIN := .venv/bin
+# Threads that wait for others sleep; spinning ones make two processes on two cores many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
