@@ -312,7 +312,9 @@ def test_half_a_slurm_word_is_refused(slurm, words):
 @pytest.mark.slow
 def test_the_tour_makes_a_page_that_stands_alone(tmp_path):
     (tmp_path / "little.yaml").write_text(
-        yaml.safe_dump({"about": "a little tour", "graph": "tour", "seeds": [5], "frames": 5, "size": 32, "noise_alpha": 0.8})
+        yaml.safe_dump(
+            {"about": "a little tour", "graph": "tour", "seeds": [5], "frames": 5, "size": 32, "noise_alpha": 0.8}
+        )
     )
     words = [
         sys.executable,

@@ -207,7 +207,9 @@ def test_on_the_command_line(wan, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["new/mine.safetensor", "new/mine.safetensros", "new/mine.pt", "new/mine.bin"])
 def test_a_mistyped_ending_is_no_name_of_a_folder(wan, tmp_path, name):
-    with pytest.raises(Refused, match="mine[.].*: looks like a file, and only those that end in .safetensors") as refused:
+    with pytest.raises(
+        Refused, match="mine[.].*: looks like a file, and only those that end in .safetensors"
+    ) as refused:
         export(wan, "diffusers", tmp_path / name)
     assert "new/mine.safetensors" in refused.value.then and not (tmp_path / "new").exists()
     (tmp_path / name).mkdir(parents=True)

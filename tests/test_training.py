@@ -158,7 +158,6 @@ def test_before_the_first_step_the_plan_is_printed(tmp_path, capsys):
     assert "batch    1 pair = 1 x 1 accumulated x 1 process\n" in said and "0.001 after 1 step\n" in said
 
 
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains(tmp_path, name):
     assert len(alarms.read(run(tmp_path / name, recipe=Recipe(name), steps=2) / "metrics.jsonl")) == 2
@@ -535,8 +534,16 @@ class Known(Pairs):
     "pairs, recipe, said",
     [
         (Pairs(count=3), "dpo", r"batch 4: is more than the 3 pairs there are, .*\n.*--batch 2"),
-        (Known(masked=False), "local_dpo", r"10 pairs \(clip 0, clip 1, clip 2, clip 3, clip 4, \.\.\.\): have no mask"),
-        (Known(masked=False, count=4), "ra_dpo", r"4 pairs \(clip 0, clip 1, clip 2, clip 3\): have no mask, .*\n.*dpo"),
+        (
+            Known(masked=False),
+            "local_dpo",
+            r"10 pairs \(clip 0, clip 1, clip 2, clip 3, clip 4, \.\.\.\): have no mask",
+        ),
+        (
+            Known(masked=False, count=4),
+            "ra_dpo",
+            r"4 pairs \(clip 0, clip 1, clip 2, clip 3\): have no mask, .*\n.*dpo",
+        ),
         (Known((0.8, 0.8, 0.5, 0.7)), "local_dpo", r"4 pairs \(clip 2, clip 3, clip 6, clip 7\): .* 0.75 to 0.95"),
         (Known((0.5, 0.8, 0.8, 0.8, 0.8, 0.8)), "ra_dpo", r"2 pairs \(clip 0, clip 6\): .*\n.*alpha_range=\[0.5,0.8\]"),
         (Known((0.8, 0.8, 0.8, 0.5), count=4), "ra_dpo", r"1 pair \(clip 3\): has a noise_alpha outside of"),
@@ -616,7 +623,9 @@ def test_a_reporter_that_is_not_installed_is_refused(tmp_path, monkeypatch, name
     from localdpo import training_setup
 
     find = training_setup.importlib.util.find_spec
-    monkeypatch.setattr(training_setup.importlib.util, "find_spec", lambda n, *rest: n != name and find(n, *rest) or None)
+    monkeypatch.setattr(
+        training_setup.importlib.util, "find_spec", lambda n, *rest: n != name and find(n, *rest) or None
+    )
     with pytest.raises(Refused, match=f"report_to {name}: is not installed\n.*pip install {name}"):
         run(tmp_path / "run", report_to=name)
     assert not (tmp_path / "run").exists()
