@@ -24,7 +24,7 @@ SMALL |= dict(scorers=["attributes"], columns={"words_right": "higher", "colour_
 def paper(folder, *more):
     "Start the run of a small profile; stopped by `signal`, its steps stop with it."
     profile = folder / "small.yaml"
-    profile.write_text(yaml.safe_dump(engine.load_profile(engine.profile_path("quick")) | SMALL))
+    profile.write_text(yaml.safe_dump(engine.load_profile(engine.profile_path("quick")) | SMALL, sort_keys=False))
     words = ["paper", "--profile", profile, "--out", folder / "out", "--cores", 2, *more]
     words = [sys.executable, "-m", "localdpo.cli", *map(str, words)]
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

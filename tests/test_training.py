@@ -77,6 +77,15 @@ def run(folder, model=None, pairs=None, recipe=None, **settings):
     return train(model or fresh(), Pairs() if pairs is None else pairs, recipe or Recipe("local_dpo"), config)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Sums of two threads may differ from those of one in their last bits, and the children of these tests have one."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     "A run that nothing happened to."
