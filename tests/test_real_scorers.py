@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from localdpo.errors import Refused
-from localdpo.scoring import amt, clip, core, published, quality, raft, vbench, videoalign
+from localdpo.scoring import amt, clip, core, published_weights, quality, raft, vbench, videoalign
 from localdpo.scoring import vbench_networks as networks
 from localdpo.scoring import vbench_totals as totals
 
@@ -165,9 +165,9 @@ def test_vbench_pixels_are_neither_filtered_nor_rounded():
     x = torch.from_numpy(FRAMES).permute(0, 3, 1, 2).float()
     wide = torch.nn.functional.interpolate(x, size=(224, 323), mode="bicubic", align_corners=False, antialias=False)
     middle = wide[..., 50:274] / 255  # an odd margin of 99: round(49.5) is 50
-    expected = (middle - torch.tensor(published.CLIP_MEAN)[:, None, None]) / torch.tensor(published.CLIP_STD)[
-        :, None, None
-    ]
+    expected = (middle - torch.tensor(published_weights.CLIP_MEAN)[:, None, None]) / torch.tensor(
+        published_weights.CLIP_STD
+    )[:, None, None]
     torch.testing.assert_close(clip.vbench_pixels(FRAMES), expected)
 
 
@@ -213,12 +213,12 @@ def test_no_scorer_imports_torchvision():
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "judge.pt").write_bytes(b"not weights")
     with pytest.raises(Refused, match="judge.pt: cannot be read as weights"):
-        published.tensors(tmp_path / "judge.pt")
+        published_weights.tensors(tmp_path / "judge.pt")
     torch.save({"model": {}}, tmp_path / "judge.pt")
     with pytest.raises(Refused, match="holds no 'state_dict'"):
-        published.tensors(tmp_path / "judge.pt", "state_dict")
+        published_weights.tensors(tmp_path / "judge.pt", "state_dict")
     with pytest.raises(Refused, match="SHA-256 begins with [0-9a-f]{4}, not 358b"):
-        published.check_hash(tmp_path / "judge.pt", "358b")
+        published_weights.check_hash(tmp_path / "judge.pt", "358b")
 
 
 # The published ranges, wide enough for any real clip: a wrong head, scale or cut falls outside.
@@ -355,7 +355,7 @@ def test_musiq_has_the_published_size_and_a_missing_key_is_named(tmp_path):
     lost = "transformer_encoder.transformer.encoderblock_1.attention.key.weight"
     del small[lost]
     with pytest.raises(Refused, match=r"encoderblock_1\.attention\.query\.weight"):
-        published.fill(random_musiq(), quality.from_pyiqa(small), "musiq.pth")
+        published_weights.fill(random_musiq(), quality.from_pyiqa(small), "musiq.pth")
 
 
 def test_a_twin_of_the_musiq_checkpoint_is_refused(tmp_path):
@@ -434,7 +434,7 @@ def test_image_reward_takes_every_key_and_fills_every_place():
     assert all(torch.equal(ours[k], v) for k, v in model.state_dict().items())
     odd = to_image_reward(model.state_dict()) | {"blip.visual_encoder.blocks.0.attn.q_norm.weight": torch.ones(2)}
     with pytest.raises(Refused, match="blip.visual_encoder.blocks.0.attn.q_norm.weight"):
-        published.fill(model, quality.from_image_reward(odd), "ImageReward.pt")
+        published_weights.fill(model, quality.from_image_reward(odd), "ImageReward.pt")
 
 
 def test_image_reward_of_the_published_size_has_its_keys():
@@ -658,7 +658,7 @@ def test_raft_takes_every_key_and_has_the_published_size():
     assert "module.cnet.layer2.0.norm3.running_mean" in state and "module.update_block.gru.convq2.bias" in state
     assert raft.from_raft(state).keys() == model.state_dict().keys()
     with pytest.raises(Refused, match="update_block.extra.weight"):
-        published.fill(
+        published_weights.fill(
             raft.Raft(), raft.from_raft(state | {"module.update_block.extra.weight": torch.ones(1)}), "raft.pth"
         )
 
@@ -809,7 +809,7 @@ def test_viclip_of_one_frame_is_clip():
             pad = {"c_fc.weight": (0, 0, 0, more), "c_fc.bias": (0, more), "c_proj.weight": (0, more)}
             end = key.rpartition("mlp.")[2]
             state[key] = torch.nn.functional.pad(state[key], pad[end]) if end in pad else state[key]
-    published.fill(video, networks.from_viclip(state | {"temp": torch.tensor(0.01)}), "viclip.pth")
+    published_weights.fill(video, networks.from_viclip(state | {"temp": torch.tensor(0.01)}), "viclip.pth")
     x, ids = torch.randn(1, 3, 224, 224), torch.tensor([18, 3, 5, 19])
     unit = lambda v: torch.nn.functional.normalize(v.pooler_output[0], dim=-1)  # noqa: E731
     with torch.no_grad():

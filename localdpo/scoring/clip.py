@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from ..backbones import place
 from ..errors import Refused
-from . import published
-from .published import Published, Source
+from . import published_weights
+from .published_weights import Published, Source
 
 # %% ../../nbs/64_clip_scorers.ipynb #bd740246
 def _size(patch, projection, act, vision, text):
@@ -112,23 +112,23 @@ def tokenizer(vocabulary, merges):
 
 def vbench_pixels(frames, device="cpu"):
     "As VBench does: floats, bicubic without a filter, shorter side 224, the middle square; nothing is rounded."
-    x = published.floats(frames, device)
-    x = published.resize(x, published.shorter_side(*x.shape[-2:], 224), antialias=False)
-    return published.normalised(published.crop(x, 224) / 255)
+    x = published_weights.floats(frames, device)
+    x = published_weights.resize(x, published_weights.shorter_side(*x.shape[-2:], 224), antialias=False)
+    return published_weights.normalised(published_weights.crop(x, 224) / 255)
 
 
 def padded_pixels(frames, device="cpu"):
     "As HPS v2 does: longer side 224, the rest filled with black; filtered, as torchvision does since 0.17."
-    x = published.floats(frames, device) / 255
+    x = published_weights.floats(frames, device) / 255
     height, width = (round(side * 224 / max(x.shape[-2:])) for side in x.shape[-2:])
-    x, tall, wide = published.resize(x, (height, width), antialias=True), 224 - height, 224 - width
-    return published.normalised(F.pad(x, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2)))
+    x, tall, wide = published_weights.resize(x, (height, width), antialias=True), 224 - height, 224 - width
+    return published_weights.normalised(F.pad(x, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2)))
 
 
 def processor_pixels(frames, device="cpu"):
     "As the CLIP processor of transformers does: Pillow's bicubic, shorter side 224, the middle square."
-    x = published.resize_pictures(frames, published.shorter_side(*frames.shape[1:3], 224)).to(device)
-    return published.normalised(published.crop(x, 224, int) / 255)
+    x = published_weights.resize_pictures(frames, published_weights.shorter_side(*frames.shape[1:3], 224)).to(device)
+    return published_weights.normalised(published_weights.crop(x, 224, int) / 255)
 
 # %% ../../nbs/64_clip_scorers.ipynb #e83027e6
 class _Fit(Published):
@@ -142,8 +142,8 @@ class _Fit(Published):
     inside = None
 
     def load(self, weights, *tokens):
-        state = self.layout(published.tensors(weights, self.inside))
-        return published.fill(build(self.size), state, weights), tokenizer(*tokens)
+        state = self.layout(published_weights.tensors(weights, self.inside))
+        return published_weights.fill(build(self.size), state, weights), tokenizer(*tokens)
 
     def scale(self, model, cosine):
         return cosine
@@ -153,10 +153,10 @@ class _Fit(Published):
         (model, words), device = self.parts, place(self.device)
         length = model.config.text_config.max_position_embeddings
         ids = words(prompt, truncation=True, max_length=length, return_tensors="pt").input_ids.to(device)
-        text = F.normalize(published.features(model.get_text_features(input_ids=ids)), dim=-1)
+        text = F.normalize(published_weights.features(model.get_text_features(input_ids=ids)), dim=-1)
         values = []
         for some in self.in_batches(frames):
-            seen = published.features(model.get_image_features(pixel_values=self.pixels(some, device)))
+            seen = published_weights.features(model.get_image_features(pixel_values=self.pixels(some, device)))
             values.append(self.scale(model, F.normalize(seen, dim=-1) @ text[0]))
         return {self.columns[0]: torch.cat(values).cpu().numpy()}
 
@@ -218,13 +218,13 @@ class AestheticQuality(Published):
     )
 
     def load(self, clip, head):
-        model = published.fill(build("L/14"), without_positions(published.tensors(clip)), clip)
-        return model, published.fill(torch.nn.Linear(768, 1), published.tensors(head), head)
+        model = published_weights.fill(build("L/14"), without_positions(published_weights.tensors(clip)), clip)
+        return model, published_weights.fill(torch.nn.Linear(768, 1), published_weights.tensors(head), head)
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
         (model, head), device, values = self.parts, place(self.device), []
         for some in self.in_batches(frames):
-            seen = published.features(model.get_image_features(pixel_values=vbench_pixels(some, device)))
+            seen = published_weights.features(model.get_image_features(pixel_values=vbench_pixels(some, device)))
             values.append(head(F.normalize(seen, dim=-1))[:, 0] / 10)
         return dict(aesthetic_quality=torch.cat(values).cpu().numpy())

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbones import place
-from . import published
-from .published import Published, Source
+from . import published_weights
+from .published_weights import Published, Source
 
 # %% ../../nbs/65_image_scorers.ipynb #f4efd10e
 def grid_places(rows, columns, grid=10):
@@ -32,7 +32,7 @@ def patches(x, patch=32, grid=10, sides=(224, 384)):
     cut, places, scales = [], [], []
     for scale, side in enumerate((*sides, None)):
         ratio = side / max(height, width) if side else 1
-        at = x if side is None else published.resize(x, (round(height * ratio), round(width * ratio)))
+        at = x if side is None else published_weights.resize(x, (round(height * ratio), round(width * ratio)))
         tall, wide = (-size % patch for size in at.shape[-2:])
         at = F.pad(at, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2))
         rows, columns = (size // patch for size in at.shape[-2:])
@@ -152,10 +152,10 @@ def from_pyiqa(state):
 # %% ../../nbs/65_image_scorers.ipynb #5c3371ac
 def imaging_pixels(frames, device="cpu"):
     "As VBench does before MUSIQ: a longer side of at most 512, values of 0 to 1."
-    x = published.floats(frames, device)
+    x = published_weights.floats(frames, device)
     ratio = 512 / max(x.shape[-2:])
     if ratio < 1:
-        x = published.resize(x, [int(side * ratio) for side in x.shape[-2:]], "bilinear")
+        x = published_weights.resize(x, [int(side * ratio) for side in x.shape[-2:]], "bilinear")
     return x / 255
 
 
@@ -173,8 +173,8 @@ class ImagingQuality(Published):
     )
 
     def load(self, path):
-        published.check_hash(path, "358bb6af")
-        return (published.fill(Musiq(), from_pyiqa(published.tensors(path)), path),)
+        published_weights.check_hash(path, "358bb6af")
+        return (published_weights.fill(Musiq(), from_pyiqa(published_weights.tensors(path)), path),)
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
@@ -267,7 +267,9 @@ class ImageReward(Published):
     def load(self, weights, vocabulary):
         from transformers import BertTokenizer
 
-        model = published.fill(ImageRewardModel(**BLIP), from_image_reward(published.tensors(weights)), weights)
+        model = published_weights.fill(
+            ImageRewardModel(**BLIP), from_image_reward(published_weights.tensors(weights)), weights
+        )
         return model, BertTokenizer(vocab=str(vocabulary))
 
     @torch.inference_mode()
@@ -275,7 +277,9 @@ class ImageReward(Published):
         (model, words), device, values = self.parts, place(self.device), []
         read = words(prompt, padding="max_length", truncation=True, max_length=35, return_tensors="pt").to(device)
         for some in self.in_batches(frames):
-            x = published.resize_pictures(some, published.shorter_side(*some.shape[1:3], 224)).to(device)
-            pixels = published.normalised(published.crop(x, 224) / 255)
+            x = published_weights.resize_pictures(some, published_weights.shorter_side(*some.shape[1:3], 224)).to(
+                device
+            )
+            pixels = published_weights.normalised(published_weights.crop(x, 224) / 255)
             values.append(model(pixels, read.input_ids, read.attention_mask))
         return dict(imagereward=torch.cat(values).cpu().numpy())

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from ..backbones import place
-from . import amt, clip, published, raft
-from .published import Published, Source
+from . import amt, clip, published_weights, raft
+from .published_weights import Published, Source
 from .vbench_networks import Dino, ViClip, eight, from_dino, from_viclip
 
 # %% ../../nbs/67_vbench.ipynb #f8173dc6
@@ -62,12 +62,12 @@ class SubjectConsistency(_Staying):
     )
 
     def load(self, path):
-        return (published.fill(Dino(), from_dino(published.tensors(path)), path),)
+        return (published_weights.fill(Dino(), from_dino(published_weights.tensors(path)), path),)
 
     def seen(self, frames, device):
-        x = published.floats(frames, device)
-        x = published.resize(x, published.shorter_side(*x.shape[-2:], 224), "bilinear")
-        return self.parts[0](published.normalised(x / 255, *IMAGENET))
+        x = published_weights.floats(frames, device)
+        x = published_weights.resize(x, published_weights.shorter_side(*x.shape[-2:], 224), "bilinear")
+        return self.parts[0](published_weights.normalised(x / 255, *IMAGENET))
 
 
 class BackgroundConsistency(_Staying):
@@ -78,11 +78,13 @@ class BackgroundConsistency(_Staying):
     sources = (Source("openai/clip-vit-base-patch32", ("model.safetensors|pytorch_model.bin",)),)
 
     def load(self, path):
-        return (published.fill(clip.build("B/32"), clip.without_positions(published.tensors(path)), path),)
+        return (
+            published_weights.fill(clip.build("B/32"), clip.without_positions(published_weights.tensors(path)), path),
+        )
 
     def seen(self, frames, device):
         pixels = clip.vbench_pixels(frames, device)
-        return published.features(self.parts[0].get_image_features(pixel_values=pixels))
+        return published_weights.features(self.parts[0].get_image_features(pixel_values=pixels))
 
 # %% ../../nbs/67_vbench.ipynb #efbe6452
 def moves(flow, shorter):
@@ -106,12 +108,12 @@ class DynamicDegree(Published):
     )
 
     def load(self, path):
-        return (published.fill(raft.Raft(), raft.from_raft(published.tensors(path)), path),)
+        return (published_weights.fill(raft.Raft(), raft.from_raft(published_weights.tensors(path)), path),)
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
         (model,), device = self.parts, place(self.device)
-        some = published.floats(frames[:: max(1, round(fps / 8))], device)
+        some = published_weights.floats(frames[:: max(1, round(fps / 8))], device)
         pairs = zip(some[:-1, None], some[1:, None], strict=True)
         return dict(dynamic_degree=np.array([moves(model(*pair)[0], min(some.shape[-2:])) for pair in pairs], float))
 
@@ -141,12 +143,12 @@ class MotionSmoothness(Published):
     sources = (Source("lalala125/AMT", ("amt-s.pth",)),)
 
     def load(self, path):
-        return (published.fill(amt.Amt(), amt.from_amt(published.tensors(path, "state_dict")), path),)
+        return (published_weights.fill(amt.Amt(), amt.from_amt(published_weights.tensors(path, "state_dict")), path),)
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
         (model,), device, near = self.parts, place(self.device), []
-        some = published.floats(frames[: len(frames) - 1 + len(frames) % 2], device)
+        some = published_weights.floats(frames[: len(frames) - 1 + len(frames) % 2], device)
         (height, width), (tall, wide) = some.shape[-2:], (-side % 16 for side in some.shape[-2:])
         filled = F.pad(some[::2] / 255, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2), mode="replicate")
         for before, after, real in zip(filled[:-1, None], filled[1:, None], some[1::2], strict=True):
@@ -183,14 +185,14 @@ class OverallConsistency(Published):
     )
 
     def load(self, path, *tokens):
-        model = published.fill(ViClip(), from_viclip(published.tensors(path, "model")), path)
+        model = published_weights.fill(ViClip(), from_viclip(published_weights.tensors(path, "model")), path)
         return model, clip.tokenizer(*tokens)
 
     @torch.inference_mode()
     def score(self, frames, prompt, fps):
         (model, words), device = self.parts, place(self.device)
-        x = published.floats(frames[eight(len(frames))], device)
-        x = published.resize(x, published.shorter_side(*x.shape[-2:], 224)).round().clamp(0, 255)
-        seen = model.video(published.normalised(published.crop(x, 224) / 255))
+        x = published_weights.floats(frames[eight(len(frames))], device)
+        x = published_weights.resize(x, published_weights.shorter_side(*x.shape[-2:], 224)).round().clamp(0, 255)
+        seen = model.video(published_weights.normalised(published_weights.crop(x, 224) / 255))
         ids = words(prompt, truncation=True, max_length=len(model.order)).input_ids
         return dict(overall_consistency=float(seen @ model.prompt(torch.tensor(ids, device=device))))

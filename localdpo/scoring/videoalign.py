@@ -17,8 +17,8 @@ from torch import nn
 
 from ..backbones import place
 from ..errors import Refused
-from . import published
-from .published import Published, Source
+from . import published_weights
+from .published_weights import Published, Source
 
 # %% ../../nbs/66_videoalign.ipynb #f7af010e
 def sampled(total, fps, rate=2.0, least=4, most=768):
@@ -42,8 +42,8 @@ def sides(height, width, factor=28, least=128 * 28 * 28, most=448 * 448):
 # %% ../../nbs/66_videoalign.ipynb #502f9df6
 def patches(frames, size, patch=14, merge=2):
     "Frames of bytes as Qwen2-VL takes them: rows of two frames by 14 by 14 pixels, and how many (time, height, width)."
-    x = published.resize(published.floats(frames), size, antialias=True).round().clamp(0, 255)
-    x = published.normalised(x / 255)
+    x = published_weights.resize(published_weights.floats(frames), size, antialias=True).round().clamp(0, 255)
+    x = published_weights.normalised(x / 255)
     x = torch.cat([x, x[-1:]]) if len(x) % 2 else x
     time, tall, wide = len(x) // 2, size[0] // patch, size[1] // patch
     x = x.reshape(time, 2, 3, tall // merge, merge, patch, wide // merge, merge, patch)
@@ -222,9 +222,9 @@ class VideoAlign(Published):
     def load(self, config, weights, tokens, template):
         scale, norms = settings(config)
         text, words = rubric(template), tokenizer(tokens)
-        state = from_videoalign(published.tensors(weights), scale)
+        state = from_videoalign(published_weights.tensors(weights), scale)
         rows = len(state.get("body.language_model.embed_tokens.weight", ()))
-        model = published.fill(RewardModel(**QWEN2_VL_2B, vocabulary=rows), state, weights)
+        model = published_weights.fill(RewardModel(**QWEN2_VL_2B, vocabulary=rows), state, weights)
         if rows <= words.token_to_id(MARKS[-1]):
             raise Refused(tokens, f"has more tokens than the {rows} of {weights.name}", "use the one of the checkpoint")
         return model, words, text, norms
