@@ -15,7 +15,7 @@ from .backbones import Backbone
 from .errors import Refused
 from .noise import generator
 
-# %% ../nbs/21_cogvideox.ipynb #f6ef851f
+# %% ../nbs/21_cogvideox.ipynb #85936465
 class CogVideoX(Backbone):
     "CogVideoX-2B, CogVideoX-5B and their miniatures."
 
@@ -53,12 +53,14 @@ class CogVideoX(Backbone):
         ids, _ = self.tokens(prompts)
         return self.text_encoder(ids)[0]
 
-    def draw_timesteps(self, *, seed, ids, visits):
-        "A uniform timestep for each id."
+    def draw_timesteps(self, *, seed, ids, visits, shift=None):
+        "A uniform timestep for each id; with `shift`, as noisy as a schedule with that `snr_shift_scale` has it there."
         draws = [generator(seed=seed, id=i, visit=v, purpose="timestep") for i, v in zip(ids, visits, strict=True)]
-        return torch.tensor(
-            [draw.integers(self.scheduler.config.num_train_timesteps) for draw in draws], device=self.device
-        )
+        t = torch.tensor([draw.integers(self.scheduler.config.num_train_timesteps) for draw in draws])
+        if shift is not None:
+            other = type(self.scheduler).from_config(self.scheduler.config, snr_shift_scale=shift)
+            t = torch.searchsorted(-self.scheduler.alphas_cumprod, -other.alphas_cumprod[t])
+        return t.to(self.device)
 
     def _signal(self, t):
         alpha = self.scheduler.alphas_cumprod.to(self.device)[t].float().view(-1, 1, 1, 1, 1)

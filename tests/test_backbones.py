@@ -199,6 +199,17 @@ def test_timesteps_depend_on_their_address_alone(backbone):
         torch.testing.assert_close(shifted, 3 * many / (1 + 2 * many / 1000), rtol=1e-4, atol=1e-2)
 
 
+def test_timesteps_can_be_as_noisy_as_those_of_another_schedule(folders):
+    two, five = (backbones.load(folders[f"tiny-cogvideox-{size}"]) for size in ("2b", "5b"))
+    address = dict(seed=3, ids=range(500), visits=[1] * 500)
+    theirs = five.draw_timesteps(**address)
+    assert torch.equal(five.draw_timesteps(**address, shift=1.0), theirs)
+    ours = two.draw_timesteps(**address, shift=1.0)
+    signal = [model.scheduler.alphas_cumprod[t] for model, t in ((two, ours), (five, theirs))]
+    torch.testing.assert_close(*signal, atol=4e-3, rtol=0)
+    assert (ours < two.draw_timesteps(**address)).float().mean() > 0.95  # less noise than its own schedule
+
+
 @pytest.mark.parametrize("frames", [0, 2, 8, 10, 12])
 def test_frame_counts_that_do_not_fit_are_refused_with_those_that_do(backbone, frames):
     with pytest.raises(Refused, match=rf"{frames} frames.*\n.*use (1|5|9) or") as refusal:

@@ -20,7 +20,7 @@ def printed(notebook):
 def test_a_step_is_measured_beside_every_habit(tmp_path):
     rerun.run(FOLDER / "01_step.ipynb", tmp_path / "step.ipynb", dict(pairs=2, micro_batch=2, rounds=1))
     lines = re.findall(r"^(\S.*?) +([\d.]+) s +([\d.]+) x +([\d.]+) MiB", printed(tmp_path / "step.ipynb"), re.M)
-    assert len(lines) == 6 and lines[0][0] == "ours" and float(lines[0][2]) == 1
+    assert len(lines) == 7 and lines[0][0] == "ours" and float(lines[0][2]) == 1
     assert all(float(seconds) > 0 and float(memory) > 5 for _, seconds, _, memory in lines)
 
 
