@@ -118,7 +118,7 @@ def misspell(spec, strength, rng):
         if {**vars(spec), **changed}["colour"] != {**vars(spec), **changed}["ground"]:
             return replace(spec, **changed)
 
-# %% ../nbs/11_pools.ipynb #f43c12d0
+# %% ../nbs/11_pools.ipynb #6793c343
 class Item(NamedTuple):
     "One clip of a pool: what it shows, what its caption says, and what is wrong with it."
 
@@ -146,12 +146,14 @@ FLAWED = 0.4  # share of the raw pool that has something wrong with it
 
 
 def pool(name, count, split="train", seed=0):
-    "`count` items of the `raw` or `curated` pool, from specs to train on or from those `held out`."
-    if name not in ("raw", "curated") or split not in ("train", "held out"):
-        raise Refused(
-            f"pool {name!r}, split {split!r}", "does not exist", "pools are raw and curated, splits train and held out"
+    "`count` items of the `raw` or `curated` pool, from specs to `train` on, of `validation` or `test`, or of both: `held out`."
+    if name not in ("raw", "curated") or split not in (*world.SPLITS, "held out"):
+        then = (
+            f"pools are raw and curated, splits {', '.join(world.SPLITS)} and held out, which is the last two together"
         )
-    choices = [spec for spec in world.specs() if world.held_out(spec) == (split == "held out")]
+        raise Refused(f"pool {name!r}, split {split!r}", "does not exist", then)
+    wanted = world.SPLITS[1:] if split == "held out" else (split,)
+    choices = [spec for spec in world.specs() if world.split_of(spec) in wanted]
     items = []
     for i in range(count):
         rng = generator(seed=seed, id=i, purpose=f"{name} {split}")

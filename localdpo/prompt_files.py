@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .clip_sources import caption_fault, caption_rows
 from .errors import Refused
 
-# %% ../nbs/50b_prompt_files.ipynb #c22bbc3c
+# %% ../nbs/50b_prompt_files.ipynb #745d7162
 class _Named(NamedTuple):
     id: str
     prompt: str
@@ -23,6 +23,7 @@ class Prompt(_Named):
     "What a video shall show, and the name by which it is known; `place` is file and line, if it was read."
 
     place = None
+    short = None  # the few words that a long prompt says at length
 
 
 def as_prompts(prompts):
@@ -35,7 +36,7 @@ def as_prompts(prompts):
 
 def _row(entry):
     if isinstance(entry, Prompt):
-        return entry._asdict()
+        return entry._asdict() | dict(short=entry.short)
     return dict(id=entry, prompt=entry) if isinstance(entry, str) else entry
 
 
@@ -57,7 +58,10 @@ def checked(rows):
             raise Refused(place, fault.replace("caption", "prompt"), then)
         if not isinstance(id, str) or caption_fault(id) or "\n" in id:
             raise Refused(place, f"has the id {id!r}", "use a short text or a whole number")
+        if (short := row.get("short") or None) and (fault := caption_fault(short)):
+            raise Refused(place, fault.replace("caption", "short prompt"), "write a text, or leave it out")
         prompt = Prompt(id.strip(), text.strip())
+        prompt.short = short and short.strip()
         if prompt.id in found:
             why = f"has the id {prompt.id[:60]!r}, as {found[prompt.id][0]} has"
             raise Refused(place, why, "give each prompt an id of its own; for more videos of one, use more seeds")

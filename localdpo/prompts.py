@@ -33,15 +33,15 @@ class Entry(NamedTuple):
 
 SUITES = {"sprite-quality": NUMBERS["vbench"], "sprite-motion": NUMBERS["videojam"], **NUMBERS}  # how long each is
 
-# %% ../nbs/54_prompts.ipynb #b3eb3adc
-SPLITS = ("validation", "test")
+# %% ../nbs/54_prompts.ipynb #51bcb453
+SPLITS = world.SPLITS[1:]
 WORDS = dict(shape=world.SHAPES, colour=world.COLOURS, texture=world.TEXTURES, ground=world.COLOURS)
 WORDS |= dict(motion=world.MOTIONS, camera=world.CAMERAS)
 CAMERA_COST = {"still": 3, "pan": 12, "zoom": 12}  # one over its share, 4:1:1, on the scale of the other words' costs
 
 
-def _key(spec, purpose):
-    return hashlib.blake2b("/".join(vars(spec).values()).encode(), digest_size=8, person=purpose).digest()
+def _order(spec):
+    return hashlib.blake2b("/".join(vars(spec).values()).encode(), digest_size=8, person=b"order").digest()
 
 
 @functools.cache
@@ -50,8 +50,7 @@ def sprite_specs(kind, split="test"):
     if split not in SPLITS:
         raise Refused(f"split {split!r}", "does not exist", near(split, SPLITS))
     left = [spec for spec in world.specs() if kind == "motion" or spec.camera == "still"]
-    left = [spec for spec in left if world.held_out(spec) and SPLITS[_key(spec, b"split")[0] % 2] == split]
-    left.sort(key=lambda spec: _key(spec, b"order"))
+    left = sorted((spec for spec in left if world.split_of(spec) == split), key=_order)
     axes = [list(words) for words in WORDS.values()]
     places = np.array(
         [[words.index(word) for words, word in zip(axes, vars(spec).values(), strict=True)] for spec in left]
@@ -113,7 +112,7 @@ def suite(name, file=None, count=None, split="test", dimensions=DIMENSIONS, augm
     entries = [Entry(*row) for row in rows]
     return entries if count is None else _some(entries, count, name)
 
-# %% ../nbs/54_prompts.ipynb #c6d803bf
+# %% ../nbs/54_prompts.ipynb #47cec2f9
 def as_prompts(entries, form="short"):
     "The prompts that `localdpo.sampling.sample` takes, in their short or expanded form; ids are the same in both."
     entries = list(entries)
@@ -124,7 +123,8 @@ def as_prompts(entries, form="short"):
             then = "run `localdpo prompts` with --expand Qwen/Qwen2.5-VL-7B-Instruct, or localdpo.prompts.expand"
             raise Refused(f"{entry.id}, {entry.prompt[:60]!r}", "has no expanded prompt", then)
     field = "prompt" if form == "short" else "expanded"
-    return sampling.as_prompts([dict(id=entry.id, prompt=getattr(entry, field)) for entry in entries])
+    rows = [dict(id=entry.id, prompt=getattr(entry, field), short=entry.prompt) for entry in entries]
+    return sampling.as_prompts(rows)
 
 # %% ../nbs/54_prompts.ipynb #a7d8faae
 def save(entries, path):
@@ -194,7 +194,7 @@ def _spec(entry):
         raise Refused(f"{entry.id}, {entry.prompt[:60]!r}", why, "name a language model: Qwen/Qwen2.5-VL-7B-Instruct")
     return world.Spec(**entry.about)
 
-# %% ../nbs/54_prompts.ipynb #9a030f8e
+# %% ../nbs/54_prompts.ipynb #a8c7c1e3
 def add_arguments(parser):
     "Describe the command line of `localdpo prompts`."
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -233,8 +233,9 @@ def main(args):
     if args.expand:
         options = dict(max_tokens=args.max_tokens) if args.max_tokens is not None else {}
         entries = expand(entries, args.expand, device=args.device, **options)
-    rows = entries if args.form == "short" else as_prompts(entries, "expanded")
-    rows = [row._asdict() for row in rows]
+    rows = [entry._asdict() for entry in entries]
+    if args.form == "expanded":
+        rows = [prompt._asdict() | dict(short=prompt.short) for prompt in as_prompts(entries, "expanded")]
     if not args.out:
         print(*(json.dumps(row, ensure_ascii=False) for row in rows), sep="\n")
         return

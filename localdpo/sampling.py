@@ -84,7 +84,7 @@ def _adapter_facts(backbone, file, alpha):
     sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return dict(sha256=sha256, rank=adapter.rank, alpha=float(adapter.alpha))
 
-# %% ../nbs/50_sampling.ipynb #242715d4
+# %% ../nbs/50_sampling.ipynb #cd64a6f0
 class Job(NamedTuple):
     "A video that is to be made, and the name of its files."
 
@@ -92,6 +92,7 @@ class Job(NamedTuple):
     prompt: str
     seed: int
     name: str
+    short: str | None = None  # the few words that the prompt says at length
 
 
 def make_batch(backbone, jobs, settings):
@@ -172,7 +173,7 @@ def _opened(file):
         then = "remove that file; videos that were made with other settings will be made again"
         raise Refused(file, "is damaged: it is not what was written", then) from refusal
 
-# %% ../nbs/50_sampling.ipynb #f7817526
+# %% ../nbs/50_sampling.ipynb #ee3fed3f
 def _name(id):
     "The beginning of the names of the files of prompt `id`: the id itself where that can be a name."
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", id).strip("-.")[:60]
@@ -186,7 +187,11 @@ def _jobs(prompts, seed, seeds):
         if (other := names.setdefault(_name(prompt.id).lower(), prompt.id)) != prompt.id:
             why = f"would get a file of the same name as {other!r}, on some disks"
             raise Refused(f"prompt {prompt.id!r}", why, "give one of them another id")
-    return [Job(*prompt, s, f"{_name(prompt.id)}_seed{s}") for s in range(seed, seed + seeds) for prompt in prompts]
+    return [
+        Job(*prompt, s, f"{_name(prompt.id)}_seed{s}", prompt.short)
+        for s in range(seed, seed + seeds)
+        for prompt in prompts
+    ]
 
 
 def _entry(out, job, key):
@@ -285,7 +290,7 @@ def _found(there, i, n):
         return f"all {whole} videos{share} are there already" if whole > 1 else f"the video{share} is there already"
     return f"{whole} of {len(states)} videos{share} are there" + f", {damaged} damaged and made again" * bool(damaged)
 
-# %% ../nbs/50_sampling.ipynb #72c6a04c
+# %% ../nbs/50_sampling.ipynb #c41b0227
 def _finish(out, jobs, key, begun):
     "Write the manifest if all videos are there."
     entries = [_entry(out, job, key) for job in jobs]
@@ -297,6 +302,9 @@ def _finish(out, jobs, key, begun):
             made_with.append(entry["made_with"])
     names = ("id", "prompt", "seed", "file", "sha256")
     videos = [{name: entry[name] for name in names} for entry in entries]
+    for entry, job in zip(videos, jobs, strict=True):
+        if job.short:
+            entry["short"] = job.short  # scorers read it: see localdpo.video_folders
     facts = {name: begun[name] for name in ("model", "adapter", "settings", "seed", "seeds")}
     manifest = dict(format=1, **facts, made_with=made_with, videos=videos)
     paths.write_json(out / "manifest.json", manifest)

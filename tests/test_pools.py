@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from localdpo import pools, world
+from localdpo import pools, prompts, world
 from localdpo.errors import Refused
 from localdpo.noise import generator
 
@@ -55,6 +55,22 @@ def test_what_is_held_out_is_never_trained_on(name):
     assert not train & kept and all(map(world.held_out, kept)) and not any(map(world.held_out, train))
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_half_of_what_is_held_out_is_that_of_the_prompts(split):
+    found, half = pools.pool("raw", 200, split), set(prompts.sprite_specs("motion", split))
+    assert {item.spec for item in found} <= half and found[0].id == f"raw-{split}-0-0"
+    both = {item.spec for item in pools.pool("raw", 200, "held out")}
+    assert both & half and both - half
+
+
+def test_what_is_held_out_stays_what_it_is():
+    items = [item for name in ("raw", "curated") for item in pools.pool(name, 50, "held out")]
+    words = "|".join(item.id + item.prompt(True) + str(item.flaw) for item in items)
+    assert (
+        hashlib.sha256(words.encode()).hexdigest() == "1f2ddc9462fdf5d12af5b3842963dca1c9450f9810b7faa5c008b0b8917f3f67"
+    )
+
+
 def test_the_bits_of_a_pool_stay_what_they_are():
     digest = hashlib.sha256()
     for item in pools.pool("raw", 60):
@@ -73,7 +89,7 @@ def test_mask_and_flow_are_those_of_the_scene():
     assert np.array_equal(item.clip().mask, world.render(item.spec, int(item.id.rpartition("-")[2])).mask)
 
 
-@pytest.mark.parametrize("name, split", [("rwa", "train"), ("raw", "test")])
+@pytest.mark.parametrize("name, split", [("rwa", "train"), ("raw", "tset")])
 def test_an_unknown_pool_is_refused(name, split):
     with pytest.raises(Refused, match="pools are raw and curated"):
         pools.pool(name, 1, split)

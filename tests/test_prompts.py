@@ -652,6 +652,8 @@ def test_the_command_writes_expanded_prompts_to_sample_from(tmp_path):
     file = tmp_path / "motion.jsonl"
     assert not cli.main(["prompts", "sprite-motion", "--count", "3", "--form", "expanded", "--out", str(file)])
     assert sampling.read_prompts(file) == as_prompts(suite("sprite-motion", count=3), "expanded")
+    entries = suite("sprite-motion", count=3)
+    assert [prompt.short for prompt in sampling.read_prompts(file)] == [entry.prompt for entry in entries]
 
 
 def test_the_command_shows_prompts_without_a_file(capsys):

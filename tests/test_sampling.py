@@ -261,6 +261,21 @@ def test_without_the_settings_videos_of_other_settings_are_made_again(tiny, tmp_
     assert made == ["p0_seed0"]
 
 
+def test_the_manifest_knows_the_short_form_of_a_long_prompt(tiny, tmp_path, made):
+    prompts = [
+        dict(id="p0", prompt="a green disc moving up", short="a green disc"),
+        dict(id="p1", prompt="a red star"),
+    ]
+    sample(tiny, [dict(id=p["id"], prompt=p["prompt"]) for p in prompts], tmp_path / "out", **FEW)
+    before = list(made)
+    manifest = sample(tiny, prompts, tmp_path / "out", **FEW)  # of a folder that did not know it, too
+    assert [entry.get("short") for entry in manifest["videos"]] == ["a green disc", None] and made == before
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    assert [prompt.short for prompt in read_prompts(tmp_path / "prompts.jsonl")] == ["a green disc", None]
+    with pytest.raises(Refused, match="prompt 0: has no short prompt"):
+        as_prompts([dict(id="a", prompt="b", short=7)])
+
+
 def test_the_manifest_says_whose_videos_they_are(tiny, run, tmp_path):
     manifest = sample(tiny, PROMPTS[:1], tmp_path / "out", run, seed=5, cfg_scale=4, **FEW)
     assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
