@@ -2,6 +2,8 @@
 
 import ast
 import csv
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -122,3 +124,28 @@ def test_a_notebook_that_only_draws_does_not_load_torch(name):
     lines = [*imports(paths.notebooks() / f"rerun/{name}.ipynb"), "import sys; assert 'torch' not in sys.modules"]
     assert len(lines) >= 3
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=Path(__file__).parent)
+
+
+def test_clips_that_the_reader_does_not_know_leave_their_columns_and_nothing_else(tmp_path, monkeypatch):
+    "Of 9x48x48: no attributes, no Fréchet distance, and both are said."
+    from localdpo import rerun, video, world
+
+    monkeypatch.chdir(tmp_path)
+    specs = world.specs()[:600:100]
+    for method, shade in (("baseline", 0), ("sft", 8), ("real", 3)):
+        entries = []
+        for i, spec in enumerate(specs):
+            video.write_lossless(Path(method) / f"{i}.mp4", world.render(spec, i, 9, 48).frames // 2 + shade * i, 8)
+            entries.append(dict(id=str(i), prompt=world.prompt(spec), seed=0, file=f"{i}.mp4"))
+            entries[-1]["sha256"] = hashlib.sha256((Path(method) / f"{i}.mp4").read_bytes()).hexdigest()
+        Path(f"{method}.json").write_text(json.dumps({"0": dict(folder=method, videos=entries)}))
+        values = dict(name=method, videos=f"{method}.json", scores=f"scores-{method}.csv")
+        notebook = paths.notebooks() / "rerun/score.ipynb"
+        done = rerun.run(notebook, "score.ipynb", values | dict(features=f"features-{method}.npz"))
+        assert "no Fréchet distance: the reader of details knows clips of 9x32x32 alone" in done.read_text()
+    values = dict(scores=".", methods=["baseline", "sft"], real=True, table="table-3")
+    values["columns"] = {"words_right": "higher", "blur": "lower"}
+    done = rerun.run(paths.notebooks() / "rerun/table_3.ipynb", "table.ipynb", values)
+    assert "left out, since no video has a score: words_right" in done.read_text()
+    said = Path("table-3.md").read_text()
+    assert "blur" in said and said.count("no Fréchet distance: the reader of details knows") == 3

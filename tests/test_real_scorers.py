@@ -2,6 +2,8 @@
 
 import json
 import sys
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,7 +126,9 @@ def test_a_scorer_runs_from_its_files_and_gives_what_the_model_gives(tmp_path, t
         {"state_dict": to_open_clip(model.state_dict())}, core.weights_folder("xswu/HPSv2") / "HPS_v2_compressed.pt"
     )
     scorer = core.get_scorer("hpsv2.0", device="cpu")
-    assert scorer.provenance()["revision"].startswith("HPS_v2_compressed.pt placed by hand")
+    parts = [f"{file} sha256 {sha256(path.read_bytes()).hexdigest()}" for file, path in zip(
+        ("HPS_v2_compressed.pt", *clip.TOKENS), scorer.weights(), strict=True)]  # fmt: skip
+    assert scorer.provenance()["revision"] == f"{parts[0]} (not pinned) + {parts[1]}, {parts[2]} (not pinned)"
     values = scorer.per_frame(FRAMES, "a cat runs", 8)["hpsv2_0"]
     ids = torch.tensor([scorer.parts[1]("a cat runs").input_ids])
     with torch.no_grad():
@@ -200,10 +204,60 @@ def test_without_weights_a_scorer_says_which_and_how_they_come_here(name):
     scorer = core.get_scorer(name)
     with pytest.raises(core.WeightsMissing) as missing:
         scorer.score(np.zeros((4, 130, 140, 3), np.uint8), "a cat", 8)
-    assert any(missing.value.checkpoint == source.repository for source in scorer.sources)
-    assert str(core.weights_folder(missing.value.checkpoint)) in missing.value.then
+    assert [one.checkpoint for one in missing.value.each] == [source.repository for source in scorer.sources]
+    for one, source in zip(missing.value.each, scorer.sources, strict=True):
+        assert str(core.weights_folder(one.checkpoint)) in one.then
+        assert one.missing == ", ".join(name.split("|")[0] for name in source.files)
     facts = core.checked_provenance(scorer)
     assert facts["revision"] == "not on this machine" and all(facts.values())
+
+
+def test_what_lies_in_the_cache_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    folder = tmp_path / "snapshots" / "models--yuvalkirstain--PickScore_v1" / "snapshots" / "0a1b2c"
+    folder.mkdir(parents=True)
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
+
+    def cached(repository, name, revision=None):
+        return str(folder / name) if (folder / name).exists() and "PickScore" in repository else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    for name in clip.TOKENS:
+        file = core.weights_folder("laion/CLIP-ViT-H-14-laion2B-s32B-b79K") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(name.encode())
+    facts = core.get_scorer("pickscore").provenance()
+    assert facts["checkpoint"].startswith("yuvalkirstain/PickScore_v1/pytorch_model.bin + laion/")
+    assert facts["revision"].startswith("yuvalkirstain/PickScore_v1 commit 0a1b2c (not pinned) + vocab.json sha256 ")
+    assert sha256(b"merges.txt").hexdigest() in facts["revision"]
+
+
+def test_a_checksum_is_computed_once_and_again_when_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALDPO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "judge.pt").write_bytes(b"one")
+    assert published_weights.checksum(tmp_path / "judge.pt") == sha256(b"one").hexdigest()
+    with monkeypatch.context() as only:
+        only.setattr("hashlib.file_digest", None)
+        assert published_weights.checksum(tmp_path / "judge.pt") == sha256(b"one").hexdigest()
+    (tmp_path / "judge.pt").write_bytes(b"two")
+    assert published_weights.checksum(tmp_path / "judge.pt") == sha256(b"two").hexdigest()
+    next(Path(tmp_path / "cache").rglob("*.json")).write_text("{")
+    assert published_weights.checksum(tmp_path / "judge.pt") == sha256(b"two").hexdigest()
+
+
+def test_a_file_that_is_not_the_published_one_is_refused_before_the_work(tmp_path):
+    file = core.weights_folder("chaofengc/IQA-PyTorch") / "musiq_spaq_ckpt-358bb6af.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"another")
+    with pytest.raises(Refused, match="is not the published file"):
+        core.get_scorer("vbench-imaging").weights()
+
+
+def test_values_of_frames_are_of_the_frames_that_they_are_of():
+    still = np.zeros((9, 4, 4, 3), np.uint8)
+    assert list(vbench.SubjectConsistency().numbers("subject_consistency", 8, still, 8)) == [*range(1, 9)]
+    assert list(vbench.DynamicDegree().numbers("dynamic_degree", 4, still, 16)) == [2, 4, 6, 8]
+    assert list(vbench.MotionSmoothness().numbers("motion_smoothness", 4, still, 8)) == [1, 3, 5, 7]
+    assert list(clip.HPSv20().numbers("hpsv2_0", 9, still, 8)) == [*range(9)]
 
 
 def test_no_scorer_imports_torchvision():

@@ -19,7 +19,7 @@ from localdpo import cli, pools, sampling, video, workers, world
 from localdpo.errors import Refused
 from localdpo.journal import Journal
 from localdpo.noise import generator
-from localdpo.scoring import command, core, measures
+from localdpo.scoring import core, measures, table
 from localdpo.scoring.core import Scorer, WeightsMissing, get_scorer, score_video
 from localdpo.video_folders import find_videos
 from localdpo.workers import Died, spread
@@ -41,6 +41,9 @@ class Fake(Scorer):
             raise harm
         return dict(corner=corner, fake_half=corner / 2 if harm is None else harm)
 
+    def per_frame(self, frames, prompt, fps):
+        return dict(corner=frames[:, 0, 0, 0], fake_half=frames[1:, 0, 0, 0] / 2)
+
     def reason(self, column, frames, prompt, fps):
         return "divides by nothing"
 
@@ -50,6 +53,7 @@ class Fake(Scorer):
 
 class Reads(Fake):
     name, columns, needs_prompt = "reads", ("length",), True
+    per_frame = Scorer.per_frame
 
     def score(self, frames, prompt, fps):
         self.calls.append(prompt)
@@ -60,16 +64,24 @@ class Absent(Fake):
     name, columns = "absent", ("beauty",)
 
     def weights(self):
-        raise WeightsMissing("someone/judge", "0123", "judge.pt", "put it there")
+        more = WeightsMissing("else/words", None, "vocab.json", "fetch the words")
+        raise WeightsMissing("someone/judge", "0123", "judge.pt", "put it there", more)
+
+
+class Blind(Absent):
+    name, columns = "blind", ("ugliness",)
 
 
 class Twin(Fake):
     name, columns = "twin", ("corner",)
 
+    def score(self, frames, prompt, fps):
+        return dict(corner=0.0)
+
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
-    for kind in (Fake, Reads, Absent, Twin):
+    for kind in (Fake, Reads, Absent, Blind, Twin):
         monkeypatch.setitem(core.SCORERS, kind.name, f"{__name__}:{kind.__name__}")
     monkeypatch.setitem(sys.modules, __name__, sys.modules[Fake.__module__])
     monkeypatch.setattr(Fake, "calls", [])
@@ -94,10 +106,10 @@ def grey(path, value, frames=3, size=16, fps=8):
 def score(tmp_path, *words, out="scores.csv"):
     "The exit status of the command, and the rows of the table by video."
     status = cli.main(["score", "--device", "cpu", "--out", str(tmp_path / out), *map(str, words)])
-    return status, table(tmp_path / out)
+    return status, rows_of(tmp_path / out)
 
 
-def table(path):
+def rows_of(path):
     if not path.exists():
         return None
     with open(path, newline="") as file:
@@ -124,6 +136,8 @@ def test_missing_weights_cross_process_borders_whole():
     missing = WeightsMissing("a/b", "0123", "c.pt", "place it")
     copy = pickle.loads(pickle.dumps(missing))
     assert str(copy) == str(missing) and (copy.checkpoint, copy.revision, copy.missing) == ("a/b", "0123", "c.pt")
+    both = WeightsMissing("d/e", None, "f.pt", "fetch it", missing)
+    assert str(pickle.loads(pickle.dumps(both))) == str(both) and "c.pt" in str(both) and "f.pt" in str(both)
 
 
 def test_a_scorer_that_breaks_the_contract_is_an_error_not_a_gap(monkeypatch):
@@ -335,7 +349,7 @@ def manifest(folder, fps=8.0):
     "The clips in `folder` as `localdpo sample` lists them."
     files = sorted(folder.glob("*.mp4"))
     entries = [
-        dict(id=f"p{f.stem}", prompt=f"prompt {f.stem}", seed=0, file=f.name, sha256=command._sum_of(f)) for f in files
+        dict(id=f"p{f.stem}", prompt=f"prompt {f.stem}", seed=0, file=f.name, sha256=table.sum_of(f)) for f in files
     ]
     (folder / "manifest.json").write_text(json.dumps(dict(settings=dict(fps=fps), videos=entries)))
 
@@ -489,6 +503,153 @@ def test_another_scorer_later_does_not_disturb_the_first(clips, tmp_path):
     assert not Fake.calls and rows["1.mp4"]["corner"] == "10.0" and rows["1.mp4"]["mse_next"] == "0.0"
 
 
+def test_scorers_that_are_not_asked_for_keep_their_columns(clips, tmp_path, capsys):
+    words = clips, "--prompts", tmp_path / "prompts.jsonl", "--scorers"
+    score(tmp_path, *words, "fake,reads")
+    Fake.calls.clear(), Reads.calls.clear()
+    status, rows = score(tmp_path, *words, "measures")
+    assert not status and not Fake.calls and not Reads.calls
+    assert (rows["2.mp4"]["corner"], rows["2.mp4"]["length"], rows["2.mp4"]["mse_next"]) == ("20.0", "9.0", "0.0")
+    assert {row["problem"] for row in rows.values()} == {"measures: blur finds no edge in any frame"}
+    assert not (tmp_path / "scores.old.csv").exists()
+    about = json.loads((tmp_path / "scores.provenance.json").read_text())["scorers"]
+    assert set(about) == {"fake", "reads", "measures"} and about["fake"]["revision"] == "1"
+    score(tmp_path, *words, "fake")
+    rows = score(tmp_path, *words, "fake,measures")[1]
+    assert rows["3.mp4"]["length"] == "14.0" and rows["3.mp4"]["mse_next"] == "0.0" and not Fake.calls
+
+
+def test_a_column_that_is_kept_says_which_videos_it_lacks(clips, tmp_path):
+    score(tmp_path, clips, "--scorers", "fake")
+    grey(clips / "2.mp4", 25)
+    grey(clips / "5.mp4", 50)
+    rows = score(tmp_path, clips, "--scorers", "measures")[1]
+    found = [row["problem"].partition("; ")[2] for row in rows.values()]
+    said = "fake: was not asked for, and has no score of this video and prompt"
+    assert found == ["", said, "", "", said] and rows["2.mp4"]["corner"] == ""
+    assert score(tmp_path, clips, "--scorers", "fake")[1]["5.mp4"]["corner"] == "50.0"
+
+
+def test_a_table_with_scores_that_the_new_one_lacks_is_kept(clips, tmp_path, capsys):
+    score(tmp_path, clips, "--scorers", "fake")
+    before = (tmp_path / "scores.csv").read_bytes()
+    for i in (1, 2):
+        score(tmp_path, clips / f"{i}.mp4", "--scorers", "fake")
+    said = capsys.readouterr().out
+    assert "had scores that are not in the new table (corner, fake_half of 3 videos" in said or "of 4 videos" in said
+    assert (tmp_path / "scores.old.csv").read_bytes() == before and (tmp_path / "scores.old-2.csv").exists()
+
+
+def test_a_column_of_the_old_table_cannot_be_that_of_another_scorer(clips, tmp_path, capsys):
+    score(tmp_path, clips, "--scorers", "fake")
+    before = (tmp_path / "scores.csv").read_bytes()
+    assert score(tmp_path, clips, "--scorers", "twin")[0] == 2 and (tmp_path / "scores.csv").read_bytes() == before
+    assert "column corner of fake: would be a column of twin too" in capsys.readouterr().err
+
+
+def test_when_weights_are_gone_the_scores_that_are_known_stay(clips, tmp_path, monkeypatch, capsys):
+    score(tmp_path, clips, "--scorers", "fake")
+    grey(clips / "2.mp4", 25)
+    monkeypatch.setattr(Fake, "weights", Absent.weights)
+    rows = score(tmp_path, clips, "--scorers", "fake")[1]
+    assert rows["1.mp4"]["corner"] == "10.0" and rows["1.mp4"]["problem"] == ""
+    assert rows["2.mp4"]["corner"] == "" and rows["2.mp4"]["problem"] == "fake: weights are missing"
+    about = json.loads((tmp_path / "scores.provenance.json").read_text())["scorers"]["fake"]
+    assert about["revision"] == "1" and "judge.pt" in about["not_here_now"]
+
+
+# -- single frames ---------------------------------------------------------------------------------------------------
+
+
+def frames_of(path):
+    with open(path, newline="") as file:
+        return [(row["video"], int(row["frame"]), row["column"], row["value"]) for row in csv.DictReader(file)]
+
+
+def test_single_frames_go_into_a_table_of_their_own(clips, tmp_path):
+    words = clips, "--scorers", "fake,reads", "--per-frame", tmp_path / "frames.csv"
+    status, rows = score(tmp_path, *words, "--prompts", tmp_path / "prompts.jsonl")
+    assert not status and rows["2.mp4"]["length"] == "9.0"
+    found = [one for one in frames_of(tmp_path / "frames.csv") if one[0] == "2.mp4"]
+    corner = [("2.mp4", i, "corner", "20.0") for i in range(3)]
+    assert found == corner + [("2.mp4", i, "fake_half", "10.0") for i in (1, 2)]
+    assert (tmp_path / "frames.csv").read_text().startswith("video,frame,column,value\n")
+    Fake.calls.clear()
+    before = (tmp_path / "frames.csv").read_bytes()
+    score(tmp_path, *words, "--prompts", tmp_path / "prompts.jsonl")
+    assert not Fake.calls and (tmp_path / "frames.csv").read_bytes() == before
+
+
+def test_single_frames_may_be_asked_for_later_and_nothing_is_computed_twice(clips, tmp_path, monkeypatch):
+    words, asked, once = (clips, "--scorers", "measures"), [], measures.Measures.per_frame
+    monkeypatch.setattr(measures.Measures, "per_frame", lambda self, *a: asked.append(1) or once(self, *a))
+    score(tmp_path, *words)
+    assert len(asked) == 4
+    score(tmp_path, *words, "--per-frame", tmp_path / "frames.csv")
+    assert len(asked) == 8  # the score is made of the same numbers
+    found = frames_of(tmp_path / "frames.csv")
+    assert {one[:3] for one in found if one[2] == "blur"} == {
+        (f"{i}.mp4", n, "blur") for i in range(1, 5) for n in range(3)
+    }
+    assert {n for _, n, column, _ in found if column == "mse_next"} == {1, 2}
+
+
+def test_a_table_of_single_frames_of_somebody_else_or_edited_is_not_lost(clips, tmp_path, capsys):
+    (tmp_path / "frames.csv").write_text("mine")
+    words = clips, "--scorers", "fake", "--per-frame", tmp_path / "frames.csv"
+    assert score(tmp_path, *words)[0] == 2 and (tmp_path / "frames.csv").read_text() == "mine"
+    (tmp_path / "frames.csv").unlink()
+    score(tmp_path, *words)
+    (tmp_path / "frames.csv").write_text("edited")
+    score(tmp_path, *words)
+    assert "frames.csv: was not as it was written" in capsys.readouterr().out
+    assert (tmp_path / "frames.old.csv").read_text() == "edited" and len(frames_of(tmp_path / "frames.csv")) == 20
+
+
+def test_a_value_of_a_frame_that_is_not_finite_is_nan(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(Fake, "per_frame", lambda self, frames, *_: dict(corner=[math.nan, 1.0, math.inf]))
+    for _ in range(2):
+        score(tmp_path, clips, "--scorers", "fake", "--per-frame", tmp_path / "frames.csv")
+        assert [value for *_, value in frames_of(tmp_path / "frames.csv")][:3] == ["nan", "1.0", "nan"]
+
+
+# -- which form of a prompt ------------------------------------------------------------------------------------------
+
+
+def test_the_short_prompt_is_scored_where_videos_were_drawn_from_the_long_one(clips, tmp_path):
+    manifest(clips)
+    about = json.loads((clips / "manifest.json").read_text())
+    for i, entry in enumerate(about["videos"][:3]):
+        entry["short"] = entry["prompt"] if i == 2 else f"few {i}"
+    (clips / "manifest.json").write_text(json.dumps(about))
+    words = clips, "--scorers", "reads,fake"
+    rows = score(tmp_path, *words)[1]
+    assert [row["prompt"] for row in rows.values()] == ["few 0", "few 1", "prompt 3", "prompt 4"]
+    told = json.loads((tmp_path / "scores.provenance.json").read_text())
+    assert told["prompts"] == {"short": 3, "as given": 1}
+    assert told["scorers"]["reads"]["prompt_variant"] == "short, as given"
+    assert told["scorers"]["fake"]["prompt_variant"] == "not used"
+    Fake.calls.clear(), Reads.calls.clear()
+    rows = score(tmp_path, *words, "--form", "long")[1]
+    assert [row["prompt"] for row in rows.values()] == [f"prompt {i}" for i in range(1, 5)]
+    assert not Fake.calls and Reads.calls == ["prompt 1", "prompt 2"]
+    told = json.loads((tmp_path / "scores.provenance.json").read_text())
+    assert told["prompts"] == {"long": 2, "short": 1, "as given": 1}
+
+
+def test_a_file_of_long_prompts_says_the_short_ones_too(clips, tmp_path):
+    entries = [dict(id=f"{i}", prompt=f"few {i}", expanded=f"many words {i}", about={}) for i in (1, 2)]
+    (tmp_path / "entries.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    rows = [dict(id=f"{i}", prompt=f"many words {i}", short=f"few {i}") for i in (1, 2)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("entries.jsonl", "long.jsonl"):
+        for form, words in (("short", "few"), ("long", "many words")):
+            found = find_videos([clips], tmp_path / name, form)[0][:2]
+            assert [(one.prompt, one.form) for one in found] == [(f"{words} 1", form), (f"{words} 2", form)]
+    with pytest.raises(Refused, match="form 'wide'"):
+        find_videos([clips], form="wide")
+
+
 def test_videos_that_cannot_be_read_are_named_and_tried_again(clips, tmp_path, capsys):
     whole = (clips / "2.mp4").read_bytes()
     (clips / "2.mp4").write_bytes(whole[:600])
@@ -564,8 +725,17 @@ def test_without_its_weights_a_scorer_leaves_its_columns_empty(clips, tmp_path, 
     assert {row["problem"] for row in rows.values()} == {"absent: weights are missing"}
     said = capsys.readouterr().out
     assert "someone/judge" in said and "judge.pt at revision 0123" in said and "put it there" in said
+    assert said.index("vocab.json") < said.index("put it there") < said.index("fetch the words")
     about = json.loads((tmp_path / "scores.provenance.json").read_text())
     assert "judge.pt" in about["scorers"]["absent"]["left_out"] and about["scorers"]["fake"]["revision"] == "1"
+
+
+def test_what_is_missing_for_all_scorers_is_named_at_once_and_each_step_once(clips, tmp_path, capsys):
+    score(tmp_path, clips, "--scorers", "absent,blind,fake")
+    said = capsys.readouterr().out
+    assert said.count("  -> put it there\n") == 1 and said.count("  -> fetch the words\n") == 1
+    lost = [line.split(" is left out")[0] for line in said.splitlines() if "are missing on this machine" in line]
+    assert lost == ["absent", "absent", "blind", "blind"]
 
 
 def test_nothing_scored_is_status_1_and_the_table_says_why(clips, tmp_path, capsys):
@@ -581,7 +751,10 @@ def test_nothing_scored_is_status_1_and_the_table_says_why(clips, tmp_path, caps
     [
         (["--scorers", "fake,mesures"], "'mesures': does not exist"),
         (["--scorers", "fake", "--prompts", "none.csv"], "none.csv: cannot be read"),
-        (["--scorers", ","], "scorer '': does not exist"),
+        (["--scorers", ","], "--scorers ',': names no scorer"),
+        (["--scorers", ""], "--scorers '': names no scorer\n  -> give some of measures"),
+        (["--scorers", "fake", "--per-frame", "frames.txt"], "frames.txt: is a table in no form"),
+        (["--scorers", "fake", "--per-frame", "scores.csv"], "scores.csv: is the table of whole videos"),
         (["--scorers", "fake,twin"], "column corner of twin: would be a column of fake"),
         (["--scorers", "fake", "--batch", "0"], "--batch 0"),
         (["--scorers", "fake", "--device", "cuda:99"], "cuda:99: cannot be used"),
@@ -647,7 +820,7 @@ def test_the_provenance_says_what_the_numbers_were_made_with(clips, tmp_path):
     about = json.loads((tmp_path / "scores.provenance.json").read_text())
     assert set(core.PROVENANCE) < set(about["scorers"]["measures"]) and about["table"] == "scores.csv"
     assert about["scorers"]["fake"]["columns"] == ["corner", "fake_half"] and about["made_with"]["localdpo"]
-    assert about["sha256"] == command._sum_of(tmp_path / "scores.csv")
+    assert about["sha256"] == table.sum_of(tmp_path / "scores.csv")
 
 
 # -- killed, and several devices -------------------------------------------------------------------------------------

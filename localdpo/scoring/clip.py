@@ -130,12 +130,12 @@ def processor_pixels(frames, device="cpu"):
     x = published_weights.resize_pictures(frames, published_weights.shorter_side(*frames.shape[1:3], 224)).to(device)
     return published_weights.normalised(published_weights.crop(x, 224, int) / 255)
 
-# %% ../../nbs/64_clip_scorers.ipynb #e83027e6
+# %% ../../nbs/64_clip_scorers.ipynb #6baacc1f
 class _Fit(Published):
     "The cosine between frame and prompt, times `scale`."
 
     needs_prompt = True
-    wording = "as given, the first 77 tokens"
+    wording = "unchanged, the first 77 tokens"
     pixels = staticmethod(processor_pixels)
     size = "H/14"
     layout = staticmethod(without_positions)

@@ -149,7 +149,7 @@ def from_pyiqa(state):
         made |= {name: torch.cat([three[k][1] for k in ("query", "key", "value")])} if whole else dict(three.values())
     return made
 
-# %% ../../nbs/65_image_scorers.ipynb #5c3371ac
+# %% ../../nbs/65_image_scorers.ipynb #56384d5d
 def imaging_pixels(frames, device="cpu"):
     "As VBench does before MUSIQ: a longer side of at most 512, values of 0 to 1."
     x = published_weights.floats(frames, device)
@@ -169,11 +169,11 @@ class ImagingQuality(Published):
             "chaofengc/IQA-PyTorch",
             ("musiq_spaq_ckpt-358bb6af.pth",),
             "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/musiq_spaq_ckpt-358bb6af.pth",
+            "358bb6af",
         ),
     )
 
     def load(self, path):
-        published_weights.check_hash(path, "358bb6af")
         return (published_weights.fill(Musiq(), from_pyiqa(published_weights.tensors(path)), path),)
 
     @torch.inference_mode()
@@ -182,7 +182,7 @@ class ImagingQuality(Published):
         values = [model(imaging_pixels(some, device)) / 100 for some in self.in_batches(frames)]
         return dict(imaging_quality=torch.cat(values).cpu().numpy())
 
-# %% ../../nbs/65_image_scorers.ipynb #770a519c
+# %% ../../nbs/65_image_scorers.ipynb #715c0adb
 BLIP = dict(
     vision_config=dict(
         hidden_size=1024,
@@ -258,7 +258,7 @@ class ImageReward(Published):
 
     name, columns, needs_prompt = "imagereward", ("imagereward",), True
     preprocessing = "shorter side 224 (bicubic of Pillow, bytes), middle square, CLIP mean and std"
-    wording = "as given, the first 35 tokens"
+    wording = "unchanged, the first 35 tokens"
     sources = (
         Source("THUDM/ImageReward", ("ImageReward.pt",)),
         Source("google-bert/bert-base-uncased", ("vocab.txt",)),

@@ -86,7 +86,7 @@ class BackgroundConsistency(_Staying):
         pixels = clip.vbench_pixels(frames, device)
         return published_weights.features(self.parts[0].get_image_features(pixel_values=pixels))
 
-# %% ../../nbs/67_vbench.ipynb #efbe6452
+# %% ../../nbs/67_vbench.ipynb #fb1fae39
 def moves(flow, shorter):
     "Whether the fastest twentieth of the pixels of `flow` `[2,H,W]` move far, in a frame of that shorter side."
     speed = flow.square().sum(0).sqrt().flatten()
@@ -117,6 +117,10 @@ class DynamicDegree(Published):
         pairs = zip(some[:-1, None], some[1:, None], strict=True)
         return dict(dynamic_degree=np.array([moves(model(*pair)[0], min(some.shape[-2:])) for pair in pairs], float))
 
+    def numbers(self, column, count, frames, fps):
+        step = max(1, round(fps / 8))
+        return range(step, step * count + 1, step)
+
     def score(self, frames, prompt, fps):
         if self._unfit(frames, fps):
             return dict(dynamic_degree=math.nan)
@@ -133,7 +137,7 @@ class DynamicDegree(Published):
     def reason(self, column, frames, prompt, fps):
         return self._unfit(frames, fps) or "is not finite"
 
-# %% ../../nbs/67_vbench.ipynb #13982f62
+# %% ../../nbs/67_vbench.ipynb #940874c9
 class MotionSmoothness(Published):
     "VBench's motion smoothness, about 0.7 to 1, by AMT-S."
 
@@ -156,6 +160,9 @@ class MotionSmoothness(Published):
             near.append(1 - ((drawn * 255).clamp(0, 255).trunc() - real).abs().mean() / 255)
         return dict(motion_smoothness=torch.stack(near).cpu().numpy())
 
+    def numbers(self, column, count, frames, fps):
+        return range(1, 2 * count, 2)
+
     def score(self, frames, prompt, fps):
         return dict(motion_smoothness=math.nan) if self._unfit(frames) else super().score(frames, prompt, fps)
 
@@ -167,14 +174,14 @@ class MotionSmoothness(Published):
     def reason(self, column, frames, prompt, fps):
         return self._unfit(frames) or "is not finite"
 
-# %% ../../nbs/67_vbench.ipynb #6bf739fb
+# %% ../../nbs/67_vbench.ipynb #0552587b
 class OverallConsistency(Published):
     "VBench's overall consistency, by ViCLIP, about 0 to 0.36."
 
     name, columns, needs_prompt = "vbench-overall", ("overall_consistency",), True
     preprocessing = "shorter side 224 (bicubic, not antialiased, bytes), middle square, CLIP mean and std"
     pooling = "none: eight frames are seen together"
-    wording = "as given, the first 32 tokens"
+    wording = "unchanged, the first 32 tokens"
     sources = (
         Source(
             "OpenGVLab/ViCLIP",

@@ -195,7 +195,7 @@ EXPECTED = dict(
 )
 NORMS = dict(VQ=(3.6757, 2.2476), MQ=(1.1646, 1.3811), TA=(2.8105, 2.5121))
 
-# %% ../../nbs/66_videoalign.ipynb #f314f0f6
+# %% ../../nbs/66_videoalign.ipynb #6ff88611
 _DIMENSIONS = ("vq", "mq", "ta", "overall")
 
 
@@ -206,7 +206,7 @@ class VideoAlign(Published):
     columns = tuple(f"videoalign_{d}_{kind}" for kind in ("raw", "norm") for d in _DIMENSIONS)
     preprocessing = "2 frames a second (even, at least 4), sides multiples of 28, at most 448x448 pixels, float32"
     pooling = "none: the model sees the video as a whole"
-    wording = "as given, in VideoAlign's rubric"
+    wording = "unchanged, in VideoAlign's rubric"
     sources = (
         Source(
             "KwaiVGI/VideoReward",
