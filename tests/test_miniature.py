@@ -1,9 +1,11 @@
 """The tiny models that come with the package: small, whole, made by the notebooks, and as good as they are said to be."""
 
 import json
+import re
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,29 @@ def test_training_notebooks_make_a_model_from_nothing(name, tmp_path):
     check = dict(model=str(tmp_path / name / "model"), clips=8, steps=2, cfg_scales="1 2", out=str(tmp_path))
     rerun.run(folder / "03_check.ipynb", tmp_path / "check.ipynb", check)
     assert set(json.loads((tmp_path / "check.json").read_text())["shares"]) == {"real", "autoencoder", "generated"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_comparison_of_objectives_runs_small_and_draws_nothing_twice(tmp_path):
+    few = dict(pairs=4, pair_steps=2, steps=2, every=1, batch=2, micro_batch=2, clips=40, sampler_steps=1)
+    few |= dict(model="tiny-cogvideox-2b", arms="sft, local_dpo 300", folder=str(tmp_path / "run"))
+    notebook = paths.notebooks() / "miniature" / "06_tuning.ipynb"
+    rerun.run(notebook, tmp_path / "first.ipynb", few)
+    looks = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").glob("*.npy")}
+    assert len(looks) == 5  # untuned, and two objectives after one step and after two
+    rerun.run(notebook, tmp_path / "second.ipynb", few)
+    assert looks == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").glob("*.npy")}
+    said = [
+        "".join(
+            out.get("text", "")
+            for cell in nbformat.read(tmp_path / f"{name}.ipynb", 4).cells
+            for out in cell.get("outputs", [])
+        )
+        for name in ("first", "second")
+    ]
+    results = [re.findall(r"^(?:untuned|sft|local_dpo 300) .*details.*$", text, re.M) for text in said]
+    assert len(results[0]) >= 3 and results[0] == results[1]
 
 
 def test_a_deeper_model_starts_where_a_smaller_one_ended(monkeypatch):
