@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'WORKFLOW', 'PROFILES', 'SLURM', 'profiles', 'profile_path', 'load_profile', 'graphs', 'snakefile_of',
-           'read_profile', 'modules', 'fingerprint', 'weights', 'lint', 'arguments', 'run', 'add_arguments', 'main']
+           'read_profile', 'modules', 'fingerprint', 'content', 'weights', 'lint', 'arguments', 'run', 'add_arguments',
+           'main']
 
 # %% ../nbs/82_engine.ipynb #54ab46ad
 import ast
@@ -137,15 +138,20 @@ def fingerprint(path):
     parts = [source, *(module.read_text() for module in modules(source))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
-# %% ../nbs/82_engine.ipynb #1521fe53
+# %% ../nbs/82_engine.ipynb #8c8aa82f
+def content(folder):
+    "What tells the files in a folder, its own folders included, from others of the same names; empty without any."
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    states = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:12] if states else ""
+
+
 def weights(model):
     "What tells the weights of a model from others of the same name."
     folder = PACKAGE / "weights" / model
     if (folder / "checksums.json").is_file():
         return hashlib.sha256((folder / "checksums.json").read_bytes()).hexdigest()[:12]
-    files = sorted(path for path in Path(model).rglob("*") if path.is_file())
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:12] if states else model
+    return content(model) or model
 
 # %% ../nbs/82_engine.ipynb #a0a9bc6b
 class _Watched:

@@ -102,12 +102,37 @@ def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
         (dict(columns={"wrods": "higher"}), "wrods: higher"),
         (dict(methods={"sft": {}}), "method sft has no recipe"),
         (dict(suite_file="nowhere.json"), "nowhere.json"),
+        (dict(clips="nowhere"), "clips nowhere: is neither a folder with a captions.jsonl nor raw:N"),
     ],
 )
 def test_a_profile_that_would_fail_late_is_refused_at_once(change, said):
     config = engine.load_profile(engine.profile_path("quick"))
     with pytest.raises(Refused, match=said):
         engine.lint(engine.snakefile_of("quick"), config | change)
+
+
+def pairs_of(profile, clips, monkeypatch):
+    "What the step of pairs depends on: its words and its code."
+    monkeypatch.setenv("LOCALDPO_PROFILE", str(profile))
+    config = engine.load_profile(engine.profile_path("quick")) | dict(clips=clips)
+    (rule,) = (r for r in engine._rules(engine.snakefile_of("quick"), config) if r.name == "pairs")
+    return rule.params.words, rule.params.store, rule.params.code
+
+
+def test_a_folder_of_clips_that_changed_is_noticed(tmp_path, monkeypatch):
+    (tmp_path / "clips" / "more").mkdir(parents=True)
+    for name in ("captions.jsonl", "1.mp4", "more/1.mp4"):
+        (tmp_path / "clips" / name).write_text(name)
+    states = [pairs_of(tmp_path / "mine.yaml", "clips", monkeypatch)]
+    assert pairs_of(tmp_path / "mine.yaml", "clips", monkeypatch) == states[0]
+    assert f"clips={tmp_path}/clips" in states[0][0]  # wherever the step runs
+    (tmp_path / "clips/more/1.mp4").write_text("other")
+    states.append(pairs_of(tmp_path / "mine.yaml", "clips", monkeypatch))
+    os.utime(tmp_path / "clips/1.mp4", (1, 1))
+    states.append(pairs_of(tmp_path / "mine.yaml", "clips", monkeypatch))
+    (tmp_path / "clips/captions.jsonl").write_text("another caption")
+    states.append(pairs_of(tmp_path / "mine.yaml", "clips", monkeypatch))
+    assert len({code for *_, code in states}) == len({store for _, store, _ in states}) == 4
 
 
 def imports(notebook):

@@ -7,6 +7,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from os.path import relpath
 from pathlib import Path
@@ -22,6 +23,10 @@ p = engine.read_profile(
 )
 WHERE = Path(os.environ.get("LOCALDPO_PROFILE", "profile.yaml"))
 
+CLIPS = (WHERE.parent / p["clips"]).resolve() if (WHERE.parent / p["clips"] / "captions.jsonl").is_file() else None
+if CLIPS:
+    p["clips"] = str(CLIPS)
+
 
 def check():
     "Refuse here what would fail after hours."
@@ -34,6 +39,9 @@ def check():
     for column, better in p["columns"].items():
         if column not in known or better not in ("higher", "lower"):
             raise Refused(WHERE, f"column {column}: {better} is none of its scorers'", f"choose higher or lower for some of {', '.join(sorted(known))}")
+    if not CLIPS and not re.fullmatch(r"(raw|curated):[1-9][0-9]*", p["clips"]):
+        why, then = "is neither a folder with a captions.jsonl nor raw:N or curated:N", "paths start from the profile's folder"
+        raise Refused(f"{WHERE.name}: clips {p['clips']}", why, then)
     if p["suite_file"] and not (WHERE.parent / p["suite_file"]).is_file():
         raise Refused(WHERE.parent / p["suite_file"], f"does not exist; {WHERE.name} names it as its suite_file", "paths start from the profile's folder")
 
@@ -55,6 +63,8 @@ def code(name):
     parts = [engine.fingerprint(paths.notebooks() / f"rerun/{name}.ipynb")]
     if name in ("pairs", "train", "sample"):
         parts.append(engine.weights(p["model"]))
+    if name == "pairs" and CLIPS:
+        parts.append(engine.content(CLIPS))
     if name == "score":  # scorers are found by name, so no import leads to them
         modules = (SCORERS[scorer].partition(":")[0].split(".")[1:] for scorer in p["scorers"])
         parts += [engine.fingerprint(engine.PACKAGE.joinpath(*module).with_suffix(".py")) for module in modules]
