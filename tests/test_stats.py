@@ -4,8 +4,12 @@ import math
 import subprocess
 import sys
 
+import choix
+import krippendorff
 import numpy as np
 import pytest
+from scipy import stats
+from statsmodels.stats import inter_rater, multitest, proportion
 
 from localdpo.errors import Refused
 from localdpo.stats import agreement, comparison, intervals, paired, ranking
@@ -48,7 +52,7 @@ def test_intervals_of_95_percent_hold_the_mean_in_93_to_97_of_100_trials(shape, 
 
 
 def test_heavy_tails_cost_a_few_of_100():
-    # differences of one-sided scores: 93.1% with 30 prompts in 8,000 trials
+    # differences of one-sided scores: nbs/70_intervals has the number of 8,000 trials
     low, high = bca(np.random.default_rng(0).laplace(0, 1, (30, 4 * TRIALS)), draws=2000)
     assert 0.92 <= np.mean((low <= 0) & (0 <= high)) <= 0.95
 
@@ -88,7 +92,6 @@ def test_the_whole_bca_interval_is_that_of_efron(monkeypatch):
 
 
 def test_bca_agrees_with_scipy_on_many_shapes(monkeypatch):
-    stats = pytest.importorskip("scipy.stats")
     monkeypatch.setattr(intervals, "reach", lambda n, level: stats.norm.ppf((1 + level) / 2))
     for seed in range(5):
         values = np.random.default_rng(seed).gamma(0.5 + seed, 1, 30)
@@ -141,7 +144,6 @@ def test_wilsons_interval_is_that_of_statsmodels(wins, n, low, high):
 
 
 def test_wilsons_interval_agrees_with_statsmodels_everywhere():
-    proportion = pytest.importorskip("statsmodels.stats.proportion")
     for n in (1, 7, 60):
         for wins in range(n + 1):
             assert wilson(wins, n) == pytest.approx(proportion.proportion_confint(wins, n, method="wilson"), abs=1e-12)
@@ -194,7 +196,6 @@ def test_exact_and_random_flips_agree(monkeypatch):
 
 
 def test_sign_flips_agree_with_scipy():
-    stats = pytest.importorskip("scipy.stats")
     for seed in range(5):
         gaps = np.random.default_rng(seed).normal(0.3, 1, 10).round(1)  # rounded, so that sums tie
         theirs = stats.permutation_test((gaps, 0 * gaps), lambda a, b: (a - b).mean(), permutation_type="samples")
@@ -213,7 +214,6 @@ def test_holm_is_that_of_statsmodels_in_the_order_given():
 
 
 def test_holm_agrees_with_statsmodels_on_many():
-    multitest = pytest.importorskip("statsmodels.stats.multitest")
     for seed in range(20):
         ps = np.random.default_rng(seed).random(9).round(1) ** 3
         assert holm(ps) == pytest.approx(multitest.multipletests(ps, method="holm")[1])
@@ -268,6 +268,59 @@ def test_a_list_of_rows_a_dict_of_columns_and_a_csv_file_are_the_same_table(tmp_
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
+class Frame:
+    "What DataFrames of pandas and polars have in common: a walk over one gives the names of its columns."
+
+    def __init__(self, rows):
+        self.rows, self.columns = rows, list(rows[0])
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __getitem__(self, name):
+        return [row[name] for row in self.rows]
+
+    def to_dict(self):
+        raise NotImplementedError
+
+    def to_numpy(self):
+        return np.array([list(row.values()) for row in self.rows], object)
+
+
+def test_a_data_frame_is_a_table_too():
+    found = matched(Frame(rows()), "sharp")
+    assert np.array_equal(found.scores["dpo"], matched(rows(), "sharp").scores["dpo"])
+    assert (
+        comparison.compare(Frame(rows()), ["sharp"], "sft").tests == comparison.compare(rows(), ["sharp"], "sft").tests
+    )
+    votes = [("a", "b", "win"), ("b", "a", "win"), ("a", "b", "tie")] * 9
+    frame = Frame([dict(zip(("first", "second", "outcome"), vote, strict=True)) for vote in votes])
+    assert str(ranking.rank(frame)) == str(ranking.rank(votes))
+    ratings = [["win", "win"], ["lose", "win"], ["lose", "lose"], ["win", "win"]] * 5
+    frame = Frame([dict(anna=one, ben=two) for one, two in ratings])
+    assert agreement.krippendorff(frame) == agreement.krippendorff(ratings) and agreement.fleiss(frame)
+    assert agreement.paired_items(frame) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: sign_flip([0.1, math.nan, 0.3]), "a mean: is not finite"),
+        (lambda: sign_flip([[0.1, math.inf]] * 20), "a mean: is not finite"),
+        (lambda: per_prompt(["good", "bad"]), "values: are not all numbers"),
+        (lambda: agreement.fleiss([]), "the ratings: are none"),
+        (lambda: agreement.krippendorff(["win", "lose"]), "ratings 'win': are no list of raters"),
+        (lambda: ranking.rank([]), "0 votes"),
+        (lambda: ranking.rank(["win"]), "vote 1: 'win': is no vote"),
+        (lambda: ranking.rank([("a", "b")]), "is no vote"),
+        (lambda: ranking.rank([("a", "b", math.nan)] * 2), "compares nothing"),
+    ],
+)
+def test_what_no_statistic_can_be_made_of_is_named(call, said):
+    with pytest.raises(Refused, match=said):
+        call()
+
+
 def change(i, **values):
     table = rows()
     table[i] = table[i] | values
@@ -286,9 +339,14 @@ def change(i, **values):
         (change(50, prompt=""), "row 51 of the table: has no prompt"),
         (change(50, method=None), "row 51 of the table: has no method"),
         (rows(prompts=1), "fewer than two prompts"),
-        ([], "columns of"),
+        ([], "the table: has no rows"),
+        ({"method": [], "prompt": [], "sharp": []}, "the table: has no rows"),
+        ({"method": ["a", "b"], "sharp": [1, 2]}, "the table: has no column prompt; it has method, sharp"),
+        ([["sft", "a", 1]], "row 1 of the table: is a list, not a dict"),
+        (7, "row 1 of the table: is a int"),
+        (change(50, prompt=math.nan), "row 51 of the table: has no prompt"),
         ({"method": ["a"], "prompt": ["b", "c"]}, "columns of"),
-        ("scores.parquet", "is no csv file"),
+        ("scores.parquet", "is no csv or parquet file"),
     ],
 )
 def test_a_table_that_cannot_be_compared_is_refused_by_row_prompt_and_method(table, said):
@@ -325,7 +383,6 @@ def test_strengths_make_the_expected_wins_the_observed_ones():
 
 
 def test_strengths_agree_with_choix():
-    choix = pytest.importorskip("choix")
     wins = np.random.default_rng(1).integers(1, 9, (4, 4)) * (1 - np.eye(4, dtype=int))
     pairs = [(i, j) for i in range(4) for j in range(4) for _ in range(wins[i, j])]
     assert ranking.strengths(wins) == pytest.approx(choix.ilsr_pairwise(4, pairs), abs=1e-5)
@@ -399,12 +456,11 @@ def some_ratings(seed, items=15, raters=4, gaps=0.2):
 
 @pytest.mark.parametrize("level", agreement.LEVELS)
 def test_alpha_agrees_with_the_package_krippendorff(level):
-    theirs = pytest.importorskip("krippendorff")
     for seed in range(5):
         ratings = some_ratings(seed)
         data = np.array([[np.nan if x is None else x for x in row] for row in ratings]).T
         ours = agreement.krippendorff(ratings, level, draws=10).value
-        assert ours == pytest.approx(theirs.alpha(reliability_data=data, level_of_measurement=level))
+        assert ours == pytest.approx(krippendorff.alpha(reliability_data=data, level_of_measurement=level))
 
 
 def test_alpha_is_that_of_krippendorffs_own_example():
@@ -415,10 +471,9 @@ def test_alpha_is_that_of_krippendorffs_own_example():
 
 
 def test_kappa_agrees_with_statsmodels():
-    raters = pytest.importorskip("statsmodels.stats.inter_rater")
     for seed in range(5):
         ratings = some_ratings(seed, gaps=0)
-        theirs = raters.fleiss_kappa(raters.aggregate_raters(np.array(ratings))[0])
+        theirs = inter_rater.fleiss_kappa(inter_rater.aggregate_raters(np.array(ratings))[0])
         assert agreement.fleiss(ratings, draws=10).value == pytest.approx(theirs)
 
 
@@ -502,7 +557,11 @@ def test_equal_methods_are_marked_in_one_table_of_twenty_at_most():
 
 
 def test_a_table_is_written_by_its_ending(tmp_path):
-    found = comparison.compare(rows(methods=("sft_2k", "d&g", "a|b")), ["sharp"], "sft_2k")
+    table = [row | {"p(a|b)": row["sharp"]} for row in rows(methods=("sft_2k", "d&g", "a|b"))]
+    found = comparison.compare(table, ["p(a|b)"], "sft_2k")
+    lines = [line for line in found.printed("md").splitlines() if line.startswith("|")]
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {3} and r"p(a\|b)" in lines[0]
+    found = comparison.compare(table, ["sharp"], "sft_2k")
     for kind in ("csv", "md", "tex"):
         found.save(tmp_path / f"table.{kind}")
         assert (tmp_path / f"table.{kind}").read_text() == found.printed(kind)
@@ -541,9 +600,16 @@ def test_a_table_of_few_prompts_says_so():
 
 
 @pytest.mark.parametrize(
-    "columns, reference, settings",
-    [(["sharp"], "gpo", {}), (["blur"], "sft", {}), (["sharp"], "sft", {"lower": ["blur"]}), ([], "sft", {})],
+    "columns, reference, settings, said",
+    [
+        (["sharp"], "gpo", {}, "reference 'gpo': is no method of the table\n  -> it has sft, dpo, local"),
+        (["sharpe"], "sft", {}, "column 'sharpe': is not in the table\n  -> did you mean sharp?"),
+        (["sharp"], "sft", {"lower": ["blur"]}, r"lower \['blur'\]: is not compared"),
+        ([], "sft", {}, "name no list of columns"),
+        ("sharp", "sft", {}, "name no list of columns"),
+        (["sharp"], "sft", {"missing": "skip"}, "missing='skip': is no way to treat gaps"),
+    ],
 )
-def test_names_that_are_not_in_the_table_are_refused(columns, reference, settings):
-    with pytest.raises(Refused):
+def test_names_that_are_not_in_the_table_are_refused(columns, reference, settings, said):
+    with pytest.raises(Refused, match=said):
         comparison.compare(rows(), columns, reference, **settings)

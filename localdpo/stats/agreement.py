@@ -13,10 +13,20 @@ import numpy as np
 from ..errors import Refused
 from .intervals import Interval, at, reach, resamples
 
-# %% ../../nbs/73_agreement.ipynb #3fc11cd5
+# %% ../../nbs/73_agreement.ipynb #1daceefc
+def _rows(ratings):
+    "The ratings of each item; a walk over a DataFrame would give the names of its columns."
+    rows = ratings.to_numpy().tolist() if hasattr(ratings, "to_numpy") else list(ratings)
+    if odd := [row for row in rows if isinstance(row, str) or not hasattr(row, "__len__")]:
+        raise Refused(f"ratings {odd[0]!r}", "are no list of raters", "pass a list of ratings for each item")
+    if not rows:
+        raise Refused("the ratings", "are none", "pass a list of ratings for each item")
+    return [[x for x in row if x is not None and x == x] for row in rows]  # x != x is how NaN is told
+
+
 def counted(ratings, order=None):
     "The different ratings, in `order` or sorted, and how often each item got each, `[items,ratings]`."
-    rows = [[x for x in row if x is not None and x == x] for row in ratings]  # x != x is how NaN is told
+    rows = _rows(ratings)
     seen = {x for row in rows for x in row}
     if order is None:
         if len({isinstance(x, str) for x in seen}) > 1:
@@ -43,7 +53,7 @@ def fleiss(ratings, draws=2000, seed=0):
         raise Refused("the items", f"have {totals} ratings each", "for gaps use krippendorff; two or more are needed")
     return _with_interval(lambda weights: _fleiss(counts, weights), len(counts), draws, seed)
 
-# %% ../../nbs/73_agreement.ipynb #26c035b1
+# %% ../../nbs/73_agreement.ipynb #443293e2
 LEVELS = ("nominal", "ordinal", "interval")
 
 
@@ -85,7 +95,7 @@ def krippendorff(ratings, level="nominal", order=None, draws=2000, seed=0):
 
 def paired_items(ratings):
     "How many items have two ratings or more, of how many."
-    several = [sum(x is not None and x == x for x in row) > 1 for row in ratings]
+    several = [len(row) > 1 for row in _rows(ratings)]
     return sum(several), len(several)
 
 # %% ../../nbs/73_agreement.ipynb #aa733ec1

@@ -23,7 +23,7 @@ def ranks(scores, lower=False):
     found = {name: (mean, sum(sign * other > sign * mean for other in means.values())) for name, mean in means.items()}
     return dict(sorted(found.items(), key=lambda item: item[1][1]))
 
-# %% ../../nbs/74_comparison.ipynb #fa8bb6a1
+# %% ../../nbs/74_comparison.ipynb #f5e3957d
 @dataclass(frozen=True)
 class Comparison:
     "Methods in columns, the tests between them, and how both are printed."
@@ -83,9 +83,14 @@ def compare(table, columns, reference, lower=(), missing="refuse", draws=9_999, 
     "Compare the methods of a long `table` in `columns`; in those of `lower` less is better."
     table = read(table)
     methods = tuple(dict.fromkeys(map(str, table["method"])))
-    if reference not in methods or len(methods) < 2 or not columns or not set(lower) <= set(columns):
-        what = f"reference {reference!r}, columns {list(columns)}, lower {list(lower)}"
-        raise Refused(what, f"do not fit a table of the methods {', '.join(methods)}", "name a method, and its columns")
+    if len(methods) < 2:
+        raise Refused("the table", f"has one method, {methods[0]}", "add the rows of those to compare it with")
+    if reference not in methods:
+        raise Refused(f"reference {reference!r}", "is no method of the table", f"it has {', '.join(methods)}")
+    if isinstance(columns, str) or not columns:
+        raise Refused(f"columns {columns!r}", "name no list of columns", 'pass a list, such as ["vq"]')
+    if unknown := set(lower) - set(columns):
+        raise Refused(f"lower {sorted(unknown)}", "is not compared", f"name some of the columns {list(columns)}")
     scores = {column: matched(table, column, methods, missing) for column in columns}
     ranked = {column: ranks(own, column in lower) for column, own in scores.items()}
     keys = [(column, method, reference) for column in columns for method in methods if method != reference]

@@ -37,10 +37,13 @@ class Interval:
     def __str__(self):
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
-# %% ../../nbs/70_intervals.ipynb #d5cdb274
+# %% ../../nbs/70_intervals.ipynb #c4c4f5fe
 def per_prompt(values, prompts=None):
     "The mean of each prompt's values, by name of prompt; without `prompts` every value is of its own."
-    values = np.asarray(values, np.float64)
+    try:
+        values = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise Refused("values", f"are not all numbers ({error})", "pass one number for each video") from None
     names = np.arange(len(values)) if prompts is None else np.asarray(prompts)
     if values.ndim != 1 or names.shape != values.shape:
         raise Refused(

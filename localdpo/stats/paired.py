@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['EXACT', 'read', 'Matched', 'matched', 'sign_flip', 'holm', 'Paired', 'compare']
 
-# %% ../../nbs/71_paired.ipynb #b1f309ac
+# %% ../../nbs/71_paired.ipynb #d1ff9bd2
 import csv
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,27 +17,60 @@ import numpy as np
 from ..errors import Refused
 from .intervals import Interval, mean_interval, per_prompt, win_rate
 
-# %% ../../nbs/71_paired.ipynb #b4356c2e
+# %% ../../nbs/71_paired.ipynb #0b42e91e
 def read(table, method=None):
-    "A long table as {column: list}, from a csv file, a list of rows or a dict of columns; perhaps all of one `method`."
+    """A long table as {column: list}, perhaps all of one `method`.
+
+    It may be a csv or parquet file, a list of rows (dicts), a dict of columns, or a DataFrame.
+    """
+    what = "the table"
     if isinstance(table, str | Path):
-        if Path(table).suffix != ".csv" or not Path(table).is_file():
-            raise Refused(table, "is no csv file", "pass the path of one, a list of rows or a dict of columns")
-        with open(table, newline="", encoding="utf-8") as file:
-            table = list(csv.DictReader(file))
+        what, table = table, _file_rows(Path(table))
+    if hasattr(table, "to_dict") and hasattr(table, "columns"):  # of pandas or polars; a walk over it gives its columns
+        table = {str(name): list(table[name]) for name in table.columns}
     if not isinstance(table, dict):
-        table = {name: [row.get(name) for row in table] for name in dict.fromkeys(n for row in table for n in row)}
+        table = _by_column(table)
     columns = {name: list(values) for name, values in table.items()}
     columns |= {"method": [method] * len(columns.get("prompt", ()))} if method else {}
+    if not any(columns.values()):
+        raise Refused(what, "has no rows", "pass one row for each video of each method")
     if len({len(values) for values in columns.values()}) != 1:
         raise Refused(
             "the table", f"has columns of { ({n: len(v) for n, v in columns.items()}) } rows", "make them equal"
         )
     for name in ("method", "prompt"):
-        empty = [i for i, value in enumerate(columns.get(name, [None])) if value in (None, "")]
+        if name not in columns:
+            raise Refused(
+                what,
+                f"has no column {name}; it has {', '.join(map(str, columns))}",
+                "each row is one video of one method",
+            )
+        empty = [i for i, value in enumerate(columns[name]) if value is None or value == "" or value != value]
         if empty:
             raise Refused(f"row {empty[0] + 1} of the table", f"has no {name}", "each row is one video of one method")
     return columns | {"seed": columns.get("seed", [0] * len(columns["prompt"]))}
+
+
+def _file_rows(path):
+    if path.suffix not in (".csv", ".parquet") or not path.is_file():
+        raise Refused(path, "is no csv or parquet file", "pass the path of one, a list of rows or a dict of columns")
+    if path.suffix == ".csv":
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise Refused(path, "needs pyarrow to be read", "pip install pyarrow, or write the scores as .csv") from None
+    return parquet.read_table(path).to_pylist()
+
+
+def _by_column(rows):
+    rows = list(rows) if isinstance(rows, Iterable) else [rows]
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            why = f"is a {type(row).__name__}, not a dict with method, prompt and scores"
+            raise Refused(f"row {i + 1} of the table", why, "pass a list of dicts, a dict of columns, or a csv file")
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def _number(value, name, row):
@@ -44,7 +79,7 @@ def _number(value, name, row):
     except (TypeError, ValueError):
         raise Refused(f"row {row + 1}, column {name}", f"holds {value!r}, not a number", "correct it") from None
 
-# %% ../../nbs/71_paired.ipynb #ccebd42d
+# %% ../../nbs/71_paired.ipynb #d0dd6638
 @dataclass(frozen=True)
 class Matched:
     "Scores of several methods on the same videos: rows of `scores[method]` go with `prompts` and `seeds`."
@@ -59,10 +94,12 @@ class Matched:
 def matched(table, column, methods=None, missing="refuse"):
     'The scores in `column` of the prompts and seeds that every method has; `missing` may be "drop".'
     table = read(table)
-    if column not in table or missing not in ("refuse", "drop"):
-        raise Refused(
-            f"{column!r}, missing={missing!r}", f"columns are {', '.join(table)}", 'missing: "refuse" or "drop"'
-        )
+    if missing not in ("refuse", "drop"):
+        raise Refused(f"missing={missing!r}", "is no way to treat gaps", 'use "refuse" or "drop"')
+    if column not in table:
+        near = difflib.get_close_matches(str(column), map(str, table), 1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise Refused(f"column {column!r}", "is not in the table", f"{guess}it has {', '.join(map(str, table))}")
     found = {}
     for row, key in enumerate(zip(*(map(str, table[name]) for name in ("method", "prompt", "seed")), strict=True)):
         if key in found:
@@ -97,13 +134,15 @@ def matched(table, column, methods=None, missing="refuse"):
 def _said(method, prompt, seed):
     return f"{method}, prompt {prompt!r}, seed {seed}"
 
-# %% ../../nbs/71_paired.ipynb #e1e84991
+# %% ../../nbs/71_paired.ipynb #5006045d
 EXACT = 14  # prompts: 16,384 ways
 
 
 def sign_flip(means, draws=9_999, seed=0):
     "The two-sided p of the mean of each column of `means`, `[prompts]` or `[prompts,k]`, being zero."
     means = np.asarray(means, np.float64)
+    if not np.isfinite(means).all():
+        raise Refused("a mean", "is not finite, and would count as no difference", "find out why before testing")
     n = len(means)
     if n <= EXACT:
         flips = [np.arange(2**n)[:, None] >> np.arange(n) & 1]

@@ -14,12 +14,18 @@ import numpy as np
 from ..errors import Failed, Refused
 from .intervals import Interval, at, reach, resamples
 
-# %% ../../nbs/72_ranking.ipynb #100cd1d4
+# %% ../../nbs/72_ranking.ipynb #75ccc7b9
 OUTCOMES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
 
 
 def tally(votes):
     "The methods in order of appearance, and for each vote the wins it adds, `[votes,methods,methods]`."
+    votes = (
+        votes.to_numpy().tolist() if hasattr(votes, "to_numpy") else list(votes)
+    )  # a walk over a DataFrame gives columns
+    for row, vote in enumerate(votes):
+        if isinstance(vote, str) or getattr(vote, "__len__", int)() != 3:
+            raise Refused(f"vote {row + 1}: {vote!r}", "is no vote", "give two methods and win, tie or lose")
     methods = list(dict.fromkeys(name for first, second, _ in votes for name in (first, second)))
     wins = np.zeros((len(votes), len(methods), len(methods)))
     for row, (first, second, outcome) in enumerate(votes):
@@ -67,7 +73,7 @@ def check(methods, wins):
         under = ", ".join(m for m, below in zip(methods, chain[i], strict=True) if below)
         raise Refused(under, f"won no vote against {above}, so the gap between them has no bound", then)
 
-# %% ../../nbs/72_ranking.ipynb #573d1512
+# %% ../../nbs/72_ranking.ipynb #3dd4db63
 @dataclass(frozen=True)
 class Ranking:
     "Methods from strongest to weakest, their strengths, and resampled ones, `[draws,methods]`."
@@ -107,7 +113,7 @@ class Ranking:
 
 def rank(votes, *drawn, prior=0.0, draws=1000, seed=0):
     "Rank methods by `votes`; `drawn` are the prompts, and perhaps the raters, that the votes belong to."
-    methods, each = tally(list(votes))
+    methods, each = tally(votes)
     names = [np.unique(np.asarray(labels), return_inverse=True) for labels in drawn or [np.arange(len(each))]]
     if any(len(which) != len(each) for _, which in names) or any(len(labels) < 2 for labels, _ in names):
         raise Refused(f"{len(each)} votes", "need a prompt each, and two or more prompts", "pass one label a vote")

@@ -14,7 +14,7 @@ import numpy as np
 
 from .intervals import ENOUGH
 
-# %% ../../nbs/76_tables.ipynb #090fca60
+# %% ../../nbs/76_tables.ipynb #4756a0eb
 MARKS = {"md": ("**{}**", "<u>{}</u>", "†"), "tex": (r"\textbf{{{}}}", r"\underline{{{}}}", r"$^\dagger$")}
 
 
@@ -46,10 +46,14 @@ def notes(table):
         yield f"Left out for every method: {line}."
 
 
+def _cell(text):
+    return str(text).replace("|", r"\|")  # which would begin another cell
+
+
 def markdown(table):
-    heads = [f"{column} {'↓' if column in table.lower else '↑'}" for column in table.columns]
+    heads = [f"{_cell(column)} {'↓' if column in table.lower else '↑'}" for column in table.columns]
     lines = [["method", *heads], ["---", *["---:"] * len(heads)]]
-    lines += [[method.replace("|", r"\|"), *cells] for method, cells in _rows(table, "md").items()]
+    lines += [[_cell(method), *cells] for method, cells in _rows(table, "md").items()]
     return (
         "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in notes(table))]) + "\n"
     )
