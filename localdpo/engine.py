@@ -7,7 +7,7 @@ __all__ = ['PACKAGE', 'WORKFLOW', 'PROFILES', 'SLURM', 'profiles', 'profile_path
            'read_profile', 'modules', 'fingerprint', 'content', 'weights', 'lint', 'arguments', 'run', 'add_arguments',
            'main']
 
-# %% ../nbs/82_engine.ipynb #54ab46ad
+# %% ../nbs/82_engine.ipynb #3745ef4d
 import ast
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 import localdpo
-from . import leases, paths
+from . import info, leases, paths
 from .errors import Refused
 
 PACKAGE = Path(localdpo.__file__).parent
@@ -200,7 +200,7 @@ def lint(snakefile, config=None):
             faults.append(f"rule {rule.name}: `cache:` hands one result to many jobs")
     return faults
 
-# %% ../nbs/82_engine.ipynb #0f4a500a
+# %% ../nbs/82_engine.ipynb #701b4877
 SLURM = {
     "partition": "slurm_partition",
     "account": "slurm_account",
@@ -242,7 +242,7 @@ def arguments(profile, folder, *, cores=None, slurm=None, dry_run=False, snakefi
     where = (
         _slurm_words(slurm)
         if slurm
-        else ["--cores", str(cores or os.cpu_count()), "--resources", f"gpu={len(leases.present())}"]
+        else ["--cores", str(cores or info.processors()), "--resources", f"gpu={len(leases.present())}"]
     )
     words = [
         "--snakefile",
@@ -317,7 +317,7 @@ def run(profile, folder=None, *, dry_run=False, **options):
                 _snakemake([*words, "--unlock"])
             return _snakemake(words)
 
-# %% ../nbs/82_engine.ipynb #75a7aac5
+# %% ../nbs/82_engine.ipynb #70cd1c21
 def add_arguments(parser):
     "Describe the command line of `localdpo paper`."
     parser.add_argument(
@@ -326,7 +326,7 @@ def add_arguments(parser):
         metavar="NAME",
         help=f"what to rerun: {', '.join(profiles())}, or a yaml file (default: quick)",
     )
-    parser.add_argument("--cores", type=int, metavar="N", help="CPU cores to use (default: all)")
+    parser.add_argument("--cores", type=int, metavar="N", help="CPU cores to use (default: all that may be used)")
     parser.add_argument(
         "--slurm", metavar="WORDS", help="submit steps to Slurm, e.g. partition=gpu,account=me,jobs=32,runtime=240"
     )

@@ -267,6 +267,14 @@ def test_an_unknown_profile_is_refused_with_the_list():
         engine.run("tours")
 
 
+def test_as_many_cores_are_used_as_may_be(monkeypatch):
+    monkeypatch.setattr(engine.info, "processors", lambda: 3)  # of a machine that has more
+    words = engine.arguments("tour", "out")
+    assert words[words.index("--cores") + 1] == "3"
+    words = engine.arguments("tour", "out", cores=5)
+    assert words[words.index("--cores") + 1] == "5"
+
+
 @pytest.fixture
 def slurm(monkeypatch):
     monkeypatch.setattr(engine, "find_spec", lambda name: True)  # as if the extra `slurm` were installed
