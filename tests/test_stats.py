@@ -586,6 +586,18 @@ def test_score_files_of_several_methods_become_one_table(tmp_path):
         comparison.together(files)
 
 
+def test_methods_that_differ_in_the_last_digits_alone_share_a_rank():
+    parts = [0.1, 0.2, 0.3]  # added from the left and from the right, their sums differ
+    table = [
+        dict(method=method, prompt=f"p{i}", seed=0, sharp=value)
+        for method, values in (("base", [0.0] * 3), ("a", parts), ("b", parts[::-1]))
+        for i, value in enumerate(values)
+    ]
+    found = comparison.compare(table, ["sharp"], "base")
+    assert found.mean("sharp", "a") != found.mean("sharp", "b")
+    assert [better for _, better in found.ranks["sharp"].values()] == [0, 0, 2]
+
+
 def test_a_table_that_could_show_nothing_says_so():
     with pytest.raises(Refused, match="59 draws: cannot tell anything in 3 tests"):
         comparison.compare(rows(), ["sharp"], "sft", draws=59)

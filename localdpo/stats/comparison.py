@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ranks', 'Comparison', 'compare', 'together']
 
-# %% ../../nbs/74_comparison.ipynb #52ab9b35
+# %% ../../nbs/74_comparison.ipynb #c092d4b8
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,18 @@ from .intervals import per_prompt
 from .paired import compare as paired
 from .paired import holm, matched, read
 
-# %% ../../nbs/74_comparison.ipynb #4ee7d22e
+# %% ../../nbs/74_comparison.ipynb #50e044c0
 def ranks(scores, lower=False):
     "For each method its mean over prompts, and how many methods are better; the best first."
     means = {method: float(per_prompt(own, scores.prompts).mean()) for method, own in scores.scores.items()}
     sign = -1 if lower else 1
-    found = {name: (mean, sum(sign * other > sign * mean for other in means.values())) for name, mean in means.items()}
-    return dict(sorted(found.items(), key=lambda item: item[1][1]))
+
+    def better(mean):  # by more than the last digits, which depend on the order in which numbers are added
+        return sum(
+            sign * other > sign * mean and not math.isclose(other, mean, rel_tol=1e-12) for other in means.values()
+        )
+
+    return dict(sorted(((name, (mean, better(mean))) for name, mean in means.items()), key=lambda item: item[1][1]))
 
 # %% ../../nbs/74_comparison.ipynb #f5e3957d
 @dataclass(frozen=True)
