@@ -87,7 +87,7 @@ def save(figure, path):
     with mpl.rc_context(STYLE), paths.atomic(path) as temporary:
         figure.savefig(temporary, format=kind, metadata=NO_DATE[kind])
 
-# %% ../nbs/06_figures.ipynb #d5a7476c
+# %% ../nbs/06_figures.ipynb #d1a5a2d2
 def _pixels(row):
     "Any kind of row as RGB in 0..1, `[T, H, W, 3]`."
     row = np.asarray(row)
@@ -105,8 +105,8 @@ def _pixels(row):
     return paper + strength * (colour - paper)
 
 
-def film_strip(rows, columns=5, size=1.1):
-    "A figure with one row of frames for each entry of `rows` (name -> clip, mask or map)."
+def film_strip(rows, columns=5, size=1.1, titles=None):
+    "A figure with one row of frames for each entry of `rows` (name -> clip, mask or map), below the `titles` of frames."
     rows = {name: _pixels(row) for name, row in rows.items()}
     lengths = {name: len(row) for name, row in rows.items()}
     if len(set(lengths.values())) != 1:  # none at all, or several
@@ -122,6 +122,6 @@ def film_strip(rows, columns=5, size=1.1):
             ax.spines[:].set_visible(False)
             ax.grid(False)
             if row is next(iter(rows.values())):
-                ax.set_title(f"frame {t}", fontweight="normal", fontsize=8)
+                ax.set_title(titles[t] if titles else f"frame {t}", fontweight="normal", fontsize=8)
         axes[0].set_ylabel(name, rotation=0, ha="right", va="center", fontweight="bold")
     return figure

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOK', 'KINDS', 'EMBEDDED', 'step', 'build']
 
-# %% ../nbs/83_report.ipynb #59d55df1
+# %% ../nbs/83_report.ipynb #835cd2a4
 import base64
 import hashlib
 import json
@@ -23,27 +23,38 @@ LOOK = """
 body{margin:2.5rem auto;max-width:68rem;padding:0 1.5rem;font:16px/1.55 system-ui,sans-serif;color:#22303c;background:#fff}
 h1{font-size:1.9rem;margin:0}h2{margin:2.5rem 0 .8rem;font-size:1.15rem;border-bottom:2px solid #f2a541;padding-bottom:.25rem}
 .about{font-size:1.1rem;color:#4b5a67;margin:.3rem 0 1rem}.facts{color:#6c757d;font-size:.85rem}
-.row{display:flex;flex-wrap:wrap;gap:1.4rem 2rem;align-items:flex-start}figure{margin:0;max-width:min(100%,33rem)}
-figcaption{font-size:.85rem;color:#4b5a67;max-width:36rem}img{max-width:100%;height:auto}video{width:12rem;image-rendering:pixelated;border-radius:6px}
+.row{display:flex;flex-wrap:wrap;gap:1.4rem 2rem;align-items:flex-start}figure{margin:0;max-width:100%}
+figcaption{font-size:.9rem;color:#4b5a67;max-width:36rem}details{font-size:.8rem;color:#6c757d}
+img{max-width:min(100%,52rem);height:auto}video{min-width:12rem;max-width:100%;image-rendering:pixelated;border-radius:6px}
 table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .9rem .3rem 0;border-bottom:1px solid #d9dee3;text-align:left}
 td{font-variant-numeric:tabular-nums}a{color:#3d5a98}.failed{color:#c8553d;font-weight:600}.scroll{overflow-x:auto}.anchor-link{display:none}
 math[display=block]{margin:1rem 0;font-size:1.1rem}blockquote{margin:0 0 1rem;color:#4b5a67}
 """
 
-# %% ../nbs/83_report.ipynb #380d9a94
+# %% ../nbs/83_report.ipynb #9501cfbf
 def step(notebook):
     "What an executed notebook says of its run: name, parameters, seconds, and its error if it failed."
     nb = nbformat.read(notebook, as_version=4)
     made = nb.metadata.get("localdpo", {})
     log = nb.metadata.get("papermill", {})
     errors = [output for cell in nb.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    title, about = _words_of(nb)
     return {
         "name": notebook.stem,
+        "title": title or notebook.stem,
+        "about": about,
         "parameters": dict(log.get("parameters", {})),
         "seconds": log.get("duration"),
         "facts": dict(made),
         "failed": f"{errors[0].ename}: {errors[0].evalue}" if errors else None,
     }
+
+
+def _words_of(nb):
+    "The title of a notebook and the sentence below it."
+    text = "\n".join(cell.source for cell in nb.cells[:2] if cell.cell_type == "markdown")
+    title, about = (re.search(rf"^{mark} +(.+)", text, re.M) for mark in ("#", ">"))
+    return title[1] if title else "", about[1] if about else ""
 
 
 def _with_formulas(text):
@@ -74,7 +85,7 @@ def _page_of(notebook):
         notebook.with_suffix(".html"), page + f'<p><a href="../index.html">back to the report</a></p>{body}'
     )
 
-# %% ../nbs/83_report.ipynb #2616cfc4
+# %% ../nbs/83_report.ipynb #65d46a9b
 KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
 EMBEDDED = 300_000  # bytes; larger files are linked
 
@@ -85,32 +96,36 @@ def _source(path, folder):
     return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
+def _link(made, text):
+    return f'<a href="notebooks/{made["name"]}.html">{escape(text)}</a>'
+
+
+def _made_with(made):
+    "The parameters that a notebook was given, for those who ask."
+    given = {k: v for k, v in made["parameters"].items() if not str(v).startswith(("figures/", "media/", "tables/"))}
+    said = ", ".join(f"{name} {value}" for name, value in given.items())
+    return f"<details><summary>made with</summary>{escape(said)}</details>" if said else ""
+
+
 def _figure(path, folder, steps):
-    made, told = steps.get(path.stem, {}), path.with_suffix(".txt")
-    words = (
-        told.read_text()
-        if told.exists()
-        else ", ".join(
-            f"{name} {value}"
-            for name, value in made.get("parameters", {}).items()
-            if not str(value).startswith(("figures/", "media/", "tables/"))
-        )
-    )
-    link = f'<a href="notebooks/{path.stem}.html">{escape(path.stem)}</a>' if made else escape(path.stem)
-    source = _source(path, folder)
+    source, told = _source(path, folder), path.with_suffix(".txt")
+    made = steps.get(path.stem) or steps.get(re.sub(r"-\d+$", "", path.stem))  # one notebook may leave several
     shown = (
-        f'<video src="{source}" controls loop muted playsinline></video>'
+        f'<video src="{source}" controls autoplay loop muted playsinline></video>'
         if path.suffix == ".mp4"
         else f'<img src="{source}" alt="{escape(path.stem)}">'
     )
-    return f"<figure>{shown}<figcaption>{link}: {escape(words)}</figcaption></figure>"
+    words = escape(told.read_text()) if told.exists() else ""
+    if made:
+        words = f"<b>{_link(made, made['title'])}</b><br>{words or escape(made['about'])}{_made_with(made)}"
+    return f"<figure>{shown}<figcaption>{words or escape(path.stem)}</figcaption></figure>"
 
 
 def _gallery(title, files, folder, steps):
     pictures = "".join(_figure(path, folder, steps) for path in files if path.suffix in KINDS)
     return f'<h2>{title}</h2><div class="row">{pictures}</div>' if pictures else ""
 
-# %% ../nbs/83_report.ipynb #dfdc548a
+# %% ../nbs/83_report.ipynb #f251cff4
 def _shown(value):
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
@@ -121,7 +136,7 @@ def _table(head, rows, raw=()):
     return f'<div class="scroll"><table><tr>{cells("th", head)}</tr>{body}</table></div>'
 
 
-def _tables(files, folder):
+def _tables(files, folder, steps):
     from nbconvert.filters import markdown2html
 
     parts = []
@@ -130,7 +145,10 @@ def _tables(files, folder):
         links = " ".join(f'<a href="{form.relative_to(folder).as_posix()}">{escape(form.name)}</a>' for form in forms)
         shown = markdown2html(path.read_text()).replace("<table>", '<div class="scroll"><table>')
         shown = shown.replace("</table>", "</table></div>")
-        parts.append(f'<h2>{escape(path.stem)}</h2>{shown}<p class="facts">{links}</p>')
+        made = steps.get(path.stem)
+        head = f'<h2>{_link(made, made["title"])}</h2><p class="about">{escape(made["about"])}</p>' if made else ""
+        head = head or f"<h2>{escape(path.stem)}</h2>"
+        parts.append(f'{head}{shown}<p class="facts">{links}</p>{_made_with(made) if made else ""}')
     return "".join(parts)
 
 
@@ -158,7 +176,7 @@ def _log(steps):
         )
     return "<h2>Steps</h2>" + _table(["notebook", "state", "time"], rows, raw=(0, 1)) if rows else ""
 
-# %% ../nbs/83_report.ipynb #44e05ca3
+# %% ../nbs/83_report.ipynb #29a09a12
 def _files(folder, sub):
     return sorted(path for path in (folder / sub).glob("*") if path.is_file() and not path.name.startswith("."))
 
@@ -202,7 +220,7 @@ def build(folder, about="", names=()):
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>localdpo: {folder.name}</title><style>{LOOK}</style>",
         f'<h1>{escape(folder.name)}</h1><p class="about">{escape(about)}</p>',
         f'<p class="facts">{_origin(steps)}</p>',
-        _tables((path for path in listed("tables") if path.suffix == ".md"), folder),
+        _tables((path for path in listed("tables") if path.suffix == ".md"), folder, steps),
         _gallery("Figures", listed("figures"), folder, steps),
         _gallery("Clips", listed("media"), folder, steps),
         _numbers(path for path in listed("tables") if path.suffix == ".json"),

@@ -18,7 +18,9 @@ def run(tmp_path):
     video.write(tmp_path / "media" / "good.mp4", sheets.demo_clip(0), fps=8)
     paths.write_json(tmp_path / "tables" / "good.json", {"seed": 3, "loss": 0.123456789, "note": "<b>bold</b>"})
     (tmp_path / "notebooks").mkdir()
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Good"), nbformat.v4.new_code_cell("1 + 1")])
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# Good\n> Well made"), nbformat.v4.new_code_cell("1 + 1")]
+    )
     nb.metadata["papermill"] = {"parameters": {"seed": 3, "figure": "figures/good.png"}, "duration": 1.5}
     nbformat.write(nb, tmp_path / "notebooks" / "good.ipynb")
     error = nbformat.v4.new_output("error", ename="ZeroDivisionError", evalue="division by zero", traceback=[])
@@ -29,7 +31,8 @@ def run(tmp_path):
 
 def test_each_result_names_the_notebook_and_parameters_that_made_it(run):
     page = report.build(run, "a try").read_text()
-    assert page.count('<a href="notebooks/good.html">good</a>: seed 3<') == 2  # the figure and the clip
+    made = '<b><a href="notebooks/good.html">Good</a></b><br>Well made<details><summary>made with</summary>seed 3</details>'
+    assert page.count(made) == 2  # the figure and the clip
     assert "a try" in page and "0.1235" in page
 
 

@@ -6,7 +6,8 @@
 __all__ = ['ENOUGH', 'Interval', 'per_prompt', 't_quantile', 'reach', 'resamples', 'at', 'bca', 'mean_interval', 'wilson',
            'win_rate']
 
-# %% ../../nbs/70_intervals.ipynb #2b1f62dd
+# %% ../../nbs/70_intervals.ipynb #55400a77
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..errors import Refused
 
-# %% ../../nbs/70_intervals.ipynb #4900edaa
+# %% ../../nbs/70_intervals.ipynb #7b17472f
 ENOUGH = 30  # prompts; with fewer, intervals of skewed scores or heavy tails hold less often than they say
 
 
@@ -35,7 +36,9 @@ class Interval:
         return not self.low <= number <= self.high
 
     def __str__(self):
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        half = (self.high - self.low) / 2
+        decimals = max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 3  # what is sure, and one more
+        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(self.value, self.low, self.high, d=decimals)
 
 # %% ../../nbs/70_intervals.ipynb #c4c4f5fe
 def per_prompt(values, prompts=None):
