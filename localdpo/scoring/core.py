@@ -75,6 +75,8 @@ SCORERS = {
     "vbench-dynamic": "localdpo.scoring.vbench:DynamicDegree",
     "vbench-smoothness": "localdpo.scoring.vbench:MotionSmoothness",
     "vbench-overall": "localdpo.scoring.vbench:OverallConsistency",
+    "critic-a": "localdpo.scoring.critic_scorers:CriticA",
+    "critic-b": "localdpo.scoring.critic_scorers:CriticB",
 }
 
 

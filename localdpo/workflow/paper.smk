@@ -68,7 +68,8 @@ def code(name):
     if name == "score":  # scorers are found by name, so no import leads to them
         modules = (SCORERS[scorer].partition(":")[0].split(".")[1:] for scorer in p["scorers"])
         parts += [engine.fingerprint(engine.PACKAGE.joinpath(*module).with_suffix(".py")) for module in modules]
-        parts.append(digest(engine.PACKAGE / "weights/attributes.safetensors"))
+        own = (engine.PACKAGE / f"weights/{scorer}.safetensors" for scorer in ["attributes", *p["scorers"]])
+        parts += [digest(path) for path in own if path.is_file()]
     if name == "table_3":
         parts.append(digest(engine.PACKAGE / "published.csv"))
     return " ".join(parts)
