@@ -86,7 +86,14 @@ def test_the_table_says_what_the_scores_say(report):
 @pytest.mark.slow
 def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
     page = (report[0] / "out/index.html").read_text()
-    for word in ("Table 3: which", "Figure 6: how", "Figure 9: what", "0.7080", "dpo+sft+ra", "From left to right: baseline, sft"):
+    for word in (
+        "Table 3: which",
+        "Figure 6: how",
+        "Figure 9: what",
+        "0.7080",
+        "dpo+sft+ra",
+        "From left to right: baseline, sft",
+    ):
         assert word in page, word
     assert page.count("data:video/mp4") == 4 and page.count("data:image/png") == 2
     assert "http" not in page.replace("http://www.w3.org", "")

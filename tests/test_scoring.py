@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skimage import measure, metrics
 
 from localdpo import cli, pools, sampling, video, workers, world
 from localdpo.errors import Refused
@@ -234,7 +235,6 @@ def test_long_films_are_computed_in_parts_to_the_same_numbers(monkeypatch):
 
 
 def test_similarity_and_blur_are_those_of_scikit_image():
-    metrics, measure = (pytest.importorskip(f"skimage.{name}") for name in ("metrics", "measure"))
     light = measures.grey(pools.pool("raw", 3)[2].clip(9, 48).frames)
     ours = measures.similarity(light[:-1], light[1:])
     pairs = zip(light[:-1].astype(float), light[1:].astype(float), strict=True)
