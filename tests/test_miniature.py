@@ -41,7 +41,10 @@ def test_weights_keep_to_their_budget():
 def test_weights_say_which_run_made_them():
     for name in NAMES:
         run = json.loads((backbones.WEIGHTS / name / "run.json").read_text())
-        assert run["name"] == name and run["steps"] > 1000 and run["held_out"] < 1 and run["commit"] and run["date"]
+        assert run["name"] == name and run["steps"] > 500 and run["held_out"] < 1
+        while isinstance(run, dict):  # and the run that made the weights it began from
+            assert run["commit"] and run["date"] and run["steps"]
+            run = run.get("start")
 
 
 def test_architectures_are_those_of_the_code(backbone):
@@ -133,7 +136,7 @@ def test_clips_do_not_depend_on_their_batch(backbone):
 
 
 BARS = dict(texture=0.95, ground=0.95, colour=0.95, motion=0.9, shape=0.7)
-SO_FAR = {"tiny-cogvideox-2b": dict(texture=0.65), "tiny-wan-1.3b": dict(texture=0.85, motion=0.85, shape=0.6)}
+SO_FAR = {"tiny-cogvideox-2b": dict(texture=0.8), "tiny-wan-1.3b": dict(texture=0.9)}
 
 
 @pytest.mark.slow
