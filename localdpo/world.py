@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'COLOURS', 'TEXTURES', 'MOTIONS', 'CAMERAS', 'SPLITS', 'DETAILS', 'GROUNDS', 'ROOM', 'Spec', 'specs',
-           'held_out', 'split_of', 'prompt', 'Path', 'path', 'Clip', 'render']
+           'held_out', 'split_of', 'prompt', 'meant', 'Path', 'path', 'Clip', 'render']
 
-# %% ../nbs/10_world.ipynb #8c1361b2
+# %% ../nbs/10_world.ipynb #d9fe5d55
+import functools
 import hashlib
 import itertools
 from dataclasses import dataclass
@@ -100,6 +101,20 @@ def prompt(spec, long=False):
         f"{sprite.capitalize()} with {details} is {MOTIONS[spec.motion]} in front of {GROUNDS[spec.texture]} in {spec.ground}. "
         f"{camera[0].upper()}{camera[1:]}."
     )
+
+# %% ../nbs/10_world.ipynb #2538d61f
+def _plain(prompt):
+    return " ".join(str(prompt).lower().split()).rstrip(" .")
+
+
+@functools.cache
+def _sentences():
+    return {_plain(prompt(spec, long)): spec for spec in specs() for long in (False, True)}
+
+
+def meant(prompt):
+    "The spec that a prompt describes, short or long; None if it is no sentence of the sprite world."
+    return _sentences().get(_plain(prompt))
 
 # %% ../nbs/10_world.ipynb #6e4d8486
 class Path(NamedTuple):

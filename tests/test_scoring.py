@@ -251,6 +251,12 @@ def test_attributes_are_right_for_the_prompt_and_wrong_for_another(long):
     assert right["words_right"] == 1 and wrong["words_right"] == 0
 
 
+def test_attributes_and_critics_know_the_same_prompts():
+    for prompt in (ITEMS[0].prompt().capitalize() + ".", ITEMS[0].prompt(True).upper(), "a dog", "."):
+        told = [score_video(get_scorer(n), ITEMS[0].clip().frames, prompt, 8)[1] for n in ("attributes", "critic-b")]
+        assert bool(told[0]) == bool(told[1]) == (world.meant(prompt) is None), told
+
+
 @pytest.mark.parametrize("prompt, size, why", [("a dog", 32, "a dog.*not of the sprite world"), (None, 64, "9x64x64")])
 def test_attributes_name_what_they_cannot_read(prompt, size, why):
     frames = ITEMS[0].clip(9, size).frames
@@ -494,6 +500,34 @@ def test_only_what_changed_is_computed_again(clips, tmp_path, monkeypatch):
     assert fake == [10, 25, 40, 30] and reads == [] or sorted(fake) == [10, 25, 30, 40]
     grey(clips / "6.mp4", 60)
     assert calls()[0] == [60]
+
+
+@pytest.fixture
+def copies(tmp_path):
+    "One clip under two names, asked for by its own prompt and by another."
+    clip, other = ITEMS[0].clip().frames, "A green wheel growing on a striped blue background."
+    for name in "ab":
+        video.write_lossless(tmp_path / "clips" / f"{name}.mp4", clip, 8)
+    (tmp_path / "prompts.txt").write_text(f"a.mp4\t{ITEMS[0].prompt()}\nb.mp4\t{other}")
+    return tmp_path / "clips", "--prompts", tmp_path / "prompts.txt", "--scorers", "critic-b,attributes"
+
+
+def test_copies_of_a_video_with_two_prompts_have_two_marks_for_words(copies, tmp_path):
+    _, rows = score(tmp_path, *copies)
+    a, b = rows["a.mp4"], rows["b.mp4"]
+    assert a["critic_b_vq"] == b["critic_b_vq"] and a["words_right"] == "1.0" > b["words_right"]
+    assert float(a["critic_b_ta"]) > float(b["critic_b_ta"]) and a["critic_b_overall"] != b["critic_b_overall"]
+    about = json.loads((tmp_path / "scores.provenance.json").read_text())["scorers"]["critic-b"]
+    assert about["prompt_variant"] != "not used" and not a["problem"] + b["problem"]
+
+
+def test_a_critic_is_asked_again_when_the_prompt_has_changed(copies, tmp_path):
+    before = score(tmp_path, *copies)[1]["a.mp4"]
+    path = tmp_path / "prompts.txt"
+    path.write_text(path.read_text().replace(ITEMS[0].prompt(), "a dog"))
+    after = score(tmp_path, *copies)[1]["a.mp4"]
+    assert after["critic_b_vq"] == before["critic_b_vq"] and after["critic_b_ta"] == after["critic_b_overall"] == "nan"
+    assert "'a dog' is none" in after["problem"]
 
 
 def test_another_scorer_later_does_not_disturb_the_first(clips, tmp_path):

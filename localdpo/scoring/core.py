@@ -19,7 +19,7 @@ import numpy as np
 from .. import paths
 from ..errors import Refused
 
-# %% ../../nbs/61_scoring.ipynb #7af4e13c
+# %% ../../nbs/61_scoring.ipynb #49f2f965
 PROVENANCE = ("scorer", "checkpoint", "revision", "preprocessing", "pooling", "prompt")
 
 
@@ -28,11 +28,16 @@ class Scorer(ABC):
 
     name: str
     columns: tuple[str, ...]
-    needs_prompt = False
+    needs_prompt = False  # has no score at all without one
     batch = 16  # frames that go through a model at a time; changes memory and time, not scores
 
     def __init__(self, device=None):
         self.device = device
+
+    @property
+    def reads_prompt(self):
+        "Whether a score depends on the prompt: True also where only some columns do, and the others need none."
+        return self.needs_prompt
 
     @abstractmethod
     def score(self, frames, prompt, fps) -> dict[str, float]:

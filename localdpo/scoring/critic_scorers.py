@@ -26,12 +26,13 @@ def _misfit(frames):
     size, known = "x".join(map(str, frames.shape[:3])), f"{FRAMES}x{SIZE}x{SIZE}"
     return "" if size == known else f"knows clips of {known}, this one has {size}"
 
-# %% ../../nbs/68c_critic_scorers.ipynb #daaf886b
+# %% ../../nbs/68c_critic_scorers.ipynb #4a9eb8e6
 class CriticA(Scorer):
     "The marks of critic-a, which labels pairs."
 
     name = "critic-a"
     columns = "critic_a_vq", "critic_a_mq", "critic_a_ta", "critic_a_overall"
+    reads_prompt = True  # for TA and Overall; picture and motion need none
 
     @functools.cached_property
     def critic(self):

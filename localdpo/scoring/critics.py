@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'AGAIN', 'understood', 'meant', 'numbered', 'Critic', 'save', 'weights_file', 'load']
 
-# %% ../../nbs/68_critics.ipynb #bdd9b204
-import functools
+# %% ../../nbs/68_critics.ipynb #ce6faf00
 import hashlib
 import json
 from pathlib import Path
@@ -24,25 +23,16 @@ from ..paths import atomic
 from .core import WeightsMissing
 from .critic_networks import HEADS, NETWORKS
 
-# %% ../../nbs/68_critics.ipynb #475fb94a
-def _plain(prompt):
-    return " ".join(str(prompt).lower().split()).rstrip(".")
-
-
-@functools.cache
-def _prompts():
-    return {_plain(world.prompt(spec, long)): spec for spec in world.specs() for long in (False, True)}
-
-
+# %% ../../nbs/68_critics.ipynb #d38be4a3
 def understood(prompt):
     "Whether the prompt is a sentence of the sprite world."
-    return _plain(prompt) in _prompts()
+    return world.meant(prompt) is not None
 
 
 def meant(prompt):
     "The spec that a prompt describes."
-    if (spec := _prompts().get(_plain(prompt))) is None:
-        then = f"write it as localdpo.world.prompt does, such as {next(iter(_prompts()))!r}"
+    if (spec := world.meant(prompt)) is None:
+        then = f"write it as localdpo.world.prompt does, such as {world.prompt(world.specs()[0])!r}"
         raise Refused(f"prompt {prompt!r}", "is no sentence of the sprite world", then)
     return spec
 

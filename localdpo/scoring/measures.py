@@ -221,13 +221,7 @@ class Measures(Scorer):
             prompt="not used",
         )
 
-# %% ../../nbs/62_measures.ipynb #71fff4d3
-@functools.cache
-def _specs():
-    "What every prompt of the sprite world says, short and long."
-    return {world.prompt(spec, long): spec for spec in world.specs() for long in (False, True)}
-
-
+# %% ../../nbs/62_measures.ipynb #7f694454
 @functools.cache
 def _reader():
     from localdpo import attributes
@@ -246,12 +240,12 @@ class Attributes(Scorer):
     def score(self, frames, prompt, fps):
         if self._fault(frames, prompt):
             return dict.fromkeys(self.columns, math.nan)
-        spec, words = _specs()[prompt.strip()], _reader()[0].read(frames[None])[0]
+        spec, words = world.meant(prompt), _reader()[0].read(frames[None])[0]
         right = {f"{name}_right": float(words[name] == word) for name, word in vars(spec).items()}
         return right | dict(words_right=float(np.mean(list(right.values()))))
 
     def _fault(self, frames, prompt):
-        if prompt.strip() not in _specs():
+        if world.meant(prompt) is None:
             return f"knows no such prompt: {prompt[:60]!r} is not of the sprite world"
         size = "x".join(map(str, frames.shape[:3]))
         return "" if size == "9x32x32" else f"reads clips of 9x32x32, this one has {size}"
@@ -266,5 +260,5 @@ class Attributes(Scorer):
             revision=_reader()[1],
             preprocessing="none; clips of 9x32x32 only",
             pooling="none: the reader sees all frames at once",
-            prompt="the words of the sprite world, short or long",
+            prompt="the words of the sprite world, short or long, however capitals and full stops are written",
         )

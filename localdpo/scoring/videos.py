@@ -70,7 +70,7 @@ def _judge_on(device, batch):
     made = functools.cache(lambda name: _made(name, device, batch))
     return lambda path, prompt, names, each: judge(path, prompt, [made(name) for name in names], each)
 
-# %% ../../nbs/63b_score_videos.ipynb #354fbfb6
+# %% ../../nbs/63b_score_videos.ipynb #54eecfb8
 class Scored(NamedTuple):
     "What came of it: a dict for each video and its `problems`, what else should be `told`, how many were `computed` now."
 
@@ -138,7 +138,7 @@ def _key(one, sha256, facts, scorer, known):
     keys = [table.key(sha256, prompt, facts) for prompt in (one.prompt, None)]
     if scorer is None:
         return next((key for key in keys if key in known.said), keys[0])
-    return keys[0] if scorer.needs_prompt else keys[1]
+    return keys[0] if scorer.reads_prompt else keys[1]
 
 # %% ../../nbs/63b_score_videos.ipynb #1f8b6e50
 def score_videos(videos, names, out, devices=(None,), batch=None, per_frame=None, whole=True):
@@ -197,7 +197,7 @@ def score_videos(videos, names, out, devices=(None,), batch=None, per_frame=None
     asked = [column for scorer in scorers.values() for column in scorer.columns]
     return Scored(rows, asked, problems, told, len(jobs))
 
-# %% ../../nbs/63b_score_videos.ipynb #f3150dc9
+# %% ../../nbs/63b_score_videos.ipynb #16215aa0
 def _row(one, known, sha256, keys, columns):
     "The video and its row: what is known, and nothing else."
     row = dict(video=one.name, prompt=one.prompt or None, **known.facts.get(sha256, dict.fromkeys(table.FACTS)))
@@ -245,7 +245,7 @@ def _made_with(videos, rows, ready, scorers, earlier):
     said = {name: told for name, told in earlier.items() if name not in scorers}
     for name, scorer in scorers.items():
         facts, why = ready[name]
-        variant = ", ".join(forms) if scorer.needs_prompt else "not used"
+        variant = ", ".join(forms) if scorer.reads_prompt else "not used"
         if facts:
             said[name] = facts | dict(prompt_variant=variant, columns=list(scorer.columns))
         elif name in earlier:
