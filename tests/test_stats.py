@@ -314,6 +314,20 @@ def test_a_data_frame_is_a_table_too():
         (lambda: ranking.rank(["win"]), "vote 1: 'win': is no vote"),
         (lambda: ranking.rank([("a", "b")]), "is no vote"),
         (lambda: ranking.rank([("a", "b", math.nan)] * 2), "compares nothing"),
+        (lambda: mean_interval([1, 2, 3], draws=0), "draws=0: is no number of resamples"),
+        (lambda: mean_interval([1, 2, 3], draws=1e4), "draws=10000.0: is no number of resamples"),
+        (lambda: mean_interval([1, 2, 3], level=1.5), "level=1.5: is no share between 0 and 1"),
+        (lambda: intervals.wilson(3, 5, level=95), "level=95: is no share between 0 and 1"),
+        (lambda: mean_interval([1, 2, 3], [None, "a", "b"]), "value 1: has no prompt"),
+        (lambda: mean_interval([1, 2, 3], ["a", math.nan, "b"]), "value 2: has no prompt"),
+        (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, ["a", None] * 9), "value 2: has no prompt or rater"),
+        (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, prior=-1), "prior=-1: is no number of votes"),
+        (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, draws=0), "draws=0: is no number of resamples"),
+        (
+            lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9).gap(1, 3),
+            "method 3: has no votes\n  -> known are 1, 2|known are 2, 1",
+        ),
+        (lambda: ranking.rank([(1, 2, "win")] * 9), "2: won no vote against 1"),
     ],
 )
 def test_what_no_statistic_can_be_made_of_is_named(call, said):
@@ -581,9 +595,39 @@ def test_score_files_of_several_methods_become_one_table(tmp_path):
         files[method].write_text("\n".join(["video,prompt,sharp", *lines]))
     found = comparison.compare(comparison.together(files), ["sharp"], "sft")
     assert found.tests == comparison.compare(rows(), ["sharp"], "sft").tests
-    files["dpo"].write_text("video,prompt,blur\na.mp4,a,1")
-    with pytest.raises(Refused, match="the table of dpo: has the columns"):
-        comparison.together(files)
+
+
+def test_methods_may_have_columns_that_others_lack(tmp_path):
+    own = {method: [row for row in rows() if row["method"] == method] for method in ("sft", "dpo", "local")}
+    more = own | {"dpo": [row | {"blur": 1, "note": "x"} for row in own["dpo"]]}
+    long = comparison.together(more)
+    assert comparison.compare(long, ["sharp"], "sft").tests == comparison.compare(rows(), ["sharp"], "sft").tests
+    with pytest.raises(Refused) as refused:
+        comparison.compare(long, ["sharp", "blur"], "sft")
+    assert str(refused.value).splitlines()[0] == "column 'blur': is not in the table of sft, local"
+    assert refused.value.then.startswith("score")
+
+
+def test_what_a_reader_must_know_is_printed_below_a_table_in_latex():
+    table = [row | {"method": row["method"].replace("dpo", "a|b")} for row in rows()][:-1]
+    tex = comparison.compare(table, ["sharp"], "sft", missing="drop").printed("tex")
+    below = tex.partition("\\end{tabular}")[2]
+    assert "\n%" not in tex and below.startswith("\n\n{\\footnotesize ") and below.endswith("\\par}\n")
+    assert "$\\dagger$: better than" in below and "95\\% interval, and p $<$ 0.05" in below
+    assert "Left out for every method: local" in below and "a$|$b" in tex
+
+
+def test_the_best_never_reads_like_the_second():
+    rng = np.random.default_rng(0).standard_normal(20)
+    means = {"a": 14.5, "b": 14.50001, "c": 20.0}
+    table = [
+        dict(method=m, prompt=f"p{i}", x=mean + noise)
+        for m, mean in means.items()
+        for i, noise in enumerate(rng - rng.mean())
+    ]
+    found = comparison.compare(table, ["x"], "a", lower=["x"])
+    assert found.settled("x") and "**14.50000**†" in str(found) and "<u>14.50001</u>" in str(found)
+    assert "20.00000 " in str(found)
 
 
 def test_methods_that_differ_in_the_last_digits_alone_share_a_rank():

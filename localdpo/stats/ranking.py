@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['OUTCOMES', 'tally', 'strengths', 'reached', 'check', 'Ranking', 'rank']
 
-# %% ../../nbs/72_ranking.ipynb #bf5dd17c
+# %% ../../nbs/72_ranking.ipynb #f59881bf
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
 from ..errors import Failed, Refused
-from .intervals import Interval, at, reach, resamples
+from . import intervals
+from .intervals import Interval, at, labels, reach, resamples
 
 # %% ../../nbs/72_ranking.ipynb #75ccc7b9
 OUTCOMES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
@@ -49,7 +50,7 @@ def strengths(wins, tolerance=1e-9, most=20_000):
             return s
     raise Failed(f"the strengths still move by {moved:.1g} after {most} rounds: collect more votes, or pass a prior")
 
-# %% ../../nbs/72_ranking.ipynb #e291b8f4
+# %% ../../nbs/72_ranking.ipynb #69ed1b94
 def reached(wins):
     "Whether a chain of wins leads from i to j."
     chain = (wins > 0) | np.eye(wins.shape[-1], dtype=bool)
@@ -64,16 +65,16 @@ def check(methods, wins):
     then = "collect votes between them, or pass prior=0.5: half a win each way for every two methods"
     if not linked.all():
         apart = [
-            ", ".join(m for m, here in zip(methods, side, strict=True) if here) for side in (linked[0], ~linked[0])
+            ", ".join(str(m) for m, here in zip(methods, side, strict=True) if here) for side in (linked[0], ~linked[0])
         ]
         raise Refused(apart[0], f"never met {apart[1]}", then)
     chain = reached(wins)
     for i in np.flatnonzero(~chain.all(1)):
-        above = ", ".join(m for m, below in zip(methods, chain[i], strict=True) if not below)
-        under = ", ".join(m for m, below in zip(methods, chain[i], strict=True) if below)
+        above = ", ".join(str(m) for m, below in zip(methods, chain[i], strict=True) if not below)
+        under = ", ".join(str(m) for m, below in zip(methods, chain[i], strict=True) if below)
         raise Refused(under, f"won no vote against {above}, so the gap between them has no bound", then)
 
-# %% ../../nbs/72_ranking.ipynb #3dd4db63
+# %% ../../nbs/72_ranking.ipynb #417848eb
 @dataclass(frozen=True)
 class Ranking:
     "Methods from strongest to weakest, their strengths, and resampled ones, `[draws,methods]`."
@@ -104,7 +105,7 @@ class Ranking:
 
     def _at(self, method):
         if method not in self.methods:
-            raise Refused(f"method {method!r}", "has no votes", f"known are {', '.join(self.methods)}")
+            raise Refused(f"method {method!r}", "has no votes", f"known are {', '.join(map(str, self.methods))}")
         return self.methods.index(method)
 
     def __str__(self):
@@ -113,16 +114,19 @@ class Ranking:
 
 def rank(votes, *drawn, prior=0.0, draws=1000, seed=0):
     "Rank methods by `votes`; `drawn` are the prompts, and perhaps the raters, that the votes belong to."
+    if not 0 <= prior < float("inf"):
+        raise Refused(f"prior={prior!r}", "is no number of votes", "pass 0, or more, such as 0.5")
+    intervals.check(draws)
     methods, each = tally(votes)
-    names = [np.unique(np.asarray(labels), return_inverse=True) for labels in drawn or [np.arange(len(each))]]
-    if any(len(which) != len(each) for _, which in names) or any(len(labels) < 2 for labels, _ in names):
+    names = [np.unique(labels(own, "prompt or rater"), return_inverse=True) for own in drawn or [np.arange(len(each))]]
+    if any(len(which) != len(each) for _, which in names) or any(len(own) < 2 for own, _ in names):
         raise Refused(f"{len(each)} votes", "need a prompt each, and two or more prompts", "pass one label a vote")
     more = prior * (1 - np.eye(len(methods)))
     wins = each.sum(0) + more
     check(methods, wins)
     weight = 1
-    for number, (labels, which) in enumerate(names):
-        counts = np.concatenate(list(resamples(len(labels), draws, (seed, number))))
+    for number, (own, which) in enumerate(names):
+        counts = np.concatenate(list(resamples(len(own), draws, (seed, number))))
         weight = weight * counts[:, which]
     again = np.tensordot(weight, each, 1) + more
     lost = int((~reached(again).all((-1, -2))).sum())
@@ -131,6 +135,6 @@ def rank(votes, *drawn, prior=0.0, draws=1000, seed=0):
         raise Refused(
             f"{len(each)} votes", why, "collect more, or pass prior=0.5: half a win each way for every two methods"
         )
-    s, units = strengths(wins), min(len(labels) for labels, _ in names)
+    s, units = strengths(wins), min(len(own) for own, _ in names)
     order = np.argsort(-s, kind="stable")
     return Ranking(tuple(methods[i] for i in order), s[order], strengths(again)[:, order], units)
