@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'WORKFLOW', 'PROFILES', 'SLURM', 'profiles', 'profile_path', 'load_profile', 'graphs', 'snakefile_of',
-           'read_profile', 'modules', 'fingerprint', 'content', 'weights', 'lint', 'arguments', 'run', 'add_arguments',
-           'main']
+           'read_profile', 'recipes', 'check_recipe', 'modules', 'fingerprint', 'content', 'weights', 'lint',
+           'arguments', 'run', 'add_arguments', 'main']
 
-# %% ../nbs/82_engine.ipynb #3745ef4d
+# %% ../nbs/82_engine.ipynb #92613341
 import ast
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -92,6 +93,40 @@ def read_profile(config, **kinds):
         if not fits or isinstance(given[name], bool) != (kind is bool):
             raise Refused(where, f"`{name}` is {given[name]!r}", f"write a value of type {kind.__name__}")
     return given
+
+# %% ../nbs/82_engine.ipynb #607b916a
+@cache
+def recipes():
+    "The recipes of training, name -> its settings."
+    setup, losses = (ast.parse((PACKAGE / f"{name}.py").read_text()) for name in ("training_setup", "losses"))
+    functions = {node.name: node.args.args for node in losses.body if isinstance(node, ast.FunctionDef)}
+    assigned = {getattr(node.targets[0], "id", ""): node.value for node in setup.body if isinstance(node, ast.Assign)}
+    known = {}
+    for key, value in zip(assigned["RECIPES"].keys, assigned["RECIPES"].values, strict=True):
+        names = {arg.arg for arg in (*value.args.args, *functions[key.value])}
+        known[key.value] = sorted(names - {"e", "pairs", "mask", "noise_alpha"})  # which come with the pairs
+    return known
+
+
+def check_recipe(name, settings):
+    "Refuse a recipe or a setting that training would refuse later."
+    if name not in recipes():
+        raise Refused(f"recipe {name!r}", "is not known", f"choose from {', '.join(recipes())}")
+    if unknown := [key for key in settings if key not in recipes()[name]]:
+        then = f"it has {', '.join(recipes()[name]) or 'no settings'}"
+        raise Refused(f"setting {unknown[0]!r}", f"is not known to recipe {name}", then)
+    lists = dict(weights=3, alpha_range=2) | (dict(beta=2) if name == "local_dpo" else {})
+    for key, value in settings.items():
+        numbers = value if isinstance(value, list) else [value]
+        fits = len(value) == lists.get(key) if isinstance(value, list) else key not in ("weights", "alpha_range")
+        if not fits or not all(
+            type(n) in (int, float) and (n > 0 if key == "beta" else n >= 0) and n < math.inf for n in numbers
+        ):
+            kind = "a number above zero" if key == "beta" else "numbers of zero or more"
+            many = f" or a list of {lists[key]}" if key == "beta" and key in lists else f", {lists.get(key, 1)} of them"
+            raise Refused(f"{key} {value!r}", f"is nothing that recipe {name} can use", f"write {kind}{many}")
+    if not any((*settings.get("weights", [1]), settings.get("masked_sft", 0), settings.get("winner_anchor", 0))):
+        raise Refused(f"weights {settings['weights']}", "train nothing", "give a weight above zero")
 
 # %% ../nbs/82_engine.ipynb #42a375c0
 def _imported(source, package):

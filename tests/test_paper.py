@@ -104,7 +104,24 @@ def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
     [
         (dict(looks=15), "does not end at step 40"),
         (dict(looks=0), "looks every 0 steps"),
-        (dict(scorers=["mesures"]), "did you mean measures"),
+        (dict(scorers=["mesures"]), "scorers: scorer 'mesures'.*\n.*did you mean measures"),
+        (dict(columns={"motion": "watch"}), "nothing to rank"),
+        (dict(methods={"sft": {"recipe": "sftt"}}), "methods: sft: recipe 'sftt'"),
+        (dict(methods={"dpo": {"recipe": "local_dpo", "wieghts": [0, 1, 0]}}), "methods: dpo: setting 'wieghts'"),
+        (dict(methods={"dpo": {"recipe": "local_dpo", "weights": [0, 1]}}), r"methods: dpo: weights \[0, 1\]"),
+        (dict(methods={"dpo": {"recipe": "dpo", "beta": "much"}}), "methods: dpo: beta 'much'"),
+        (dict(methods={"baseline": {"recipe": "sft"}}), "methods: 'baseline': stands for other videos"),
+        (dict(methods={"real": {"recipe": "sft"}}), "methods: 'real': stands for other videos"),
+        (dict(methods={"my sft": {"recipe": "sft"}}), "methods: 'my sft': cannot be the name of a file"),
+        (dict(methods={"a/b": {"recipe": "sft"}}), "methods: 'a/b': cannot be the name of a file"),
+        (dict(suite="sprite-qualty"), "suite: suite 'sprite-qualty'"),
+        (dict(suite="vbench"), "suite: suite vbench: does not come with this package"),
+        (dict(prompts=10**6), "suite: count 1000000"),
+        (dict(prompts=1), "prompts: 1: are too few"),
+        (dict(form="long"), "form: form 'long'"),
+        (dict(model="tiny-cogvideox-3b"), "model: model 'tiny-cogvideox-3b'"),
+        (dict(micro_batch=3), "training: micro_batch 3: does not divide"),
+        (dict(sampler_steps=0), "sampler_steps: 0: is too few"),
         (dict(columns={"words_right": "hihger"}), "words_right: hihger"),
         (dict(columns={"wrods": "higher"}), "wrods: higher"),
         (dict(methods={"sft": {}}), "method sft has no recipe"),
@@ -116,6 +133,26 @@ def test_a_profile_that_would_fail_late_is_refused_at_once(change, said):
     config = engine.load_profile(engine.profile_path("quick"))
     with pytest.raises(Refused, match=said):
         engine.lint(engine.snakefile_of("quick"), config | change)
+
+
+def test_the_recipes_of_a_profile_are_those_of_training():
+    from localdpo.training_setup import RECIPES, Recipe
+
+    assert engine.recipes().keys() == RECIPES.keys()
+    for name, settings in engine.recipes().items():
+        with pytest.raises(Refused, match="it has " + (", ".join(settings) or "no settings")):
+            Recipe(name, {"no such": 1})
+
+
+def test_a_graph_is_read_without_torch_and_shows_no_more_clips_than_prompts():
+    lines = """
+        import sys
+        from localdpo import engine
+        config = engine.load_profile(engine.profile_path("quick")) | dict(prompts=3)
+        (rule,) = (r for r in engine._rules(engine.snakefile_of("quick"), config) if r.name == "clips")
+        assert len(rule.output) == 3 and "count=3" in rule.params.words, rule.params.words
+        assert "torch" not in sys.modules"""
+    subprocess.run([sys.executable, "-c", "\n".join(map(str.strip, lines.splitlines()))], check=True)
 
 
 def pairs_of(profile, clips, monkeypatch):

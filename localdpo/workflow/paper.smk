@@ -13,9 +13,10 @@ from os.path import relpath
 from pathlib import Path
 from shlex import quote
 
-from localdpo import engine, paths
+from localdpo import engine, model_files, paths, prompts
 from localdpo.errors import Refused
 from localdpo.scoring.core import SCORERS, get_scorer
+from localdpo.train_config import TrainConfig
 
 p = engine.read_profile(
     config, model=str, clips=str, pair_steps=int, methods=dict, steps=int, looks=int, batch=int, micro_batch=int, lr=float,
@@ -26,24 +27,52 @@ WHERE = Path(os.environ.get("LOCALDPO_PROFILE", "profile.yaml"))
 CLIPS = (WHERE.parent / p["clips"]).resolve() if (WHERE.parent / p["clips"] / "captions.jsonl").is_file() else None
 if CLIPS:
     p["clips"] = str(CLIPS)
+if p["model"] not in (*model_files.TINY, *model_files.HUB) and (WHERE.parent / p["model"]).is_dir():
+    p["model"] = str((WHERE.parent / p["model"]).resolve())
+SUITE_FILE = str((WHERE.parent / p["suite_file"]).resolve()) if p["suite_file"] else ""
+BETTER = ("higher", "lower", "watch")  # what is watched is shown, and neither ranked nor tested
+
+
+def named(key, look, *given, **more):
+    "What `look` makes of the profile's values; its refusal names the profile and the key."
+    try:
+        return look(*given, **more)
+    except Refused as fault:
+        raise Refused(f"{WHERE.name}, {key}: {fault.what}", fault.why, fault.then) from fault
 
 
 def check():
     "Refuse here what would fail after hours."
+    for name in ("pair_steps", "steps", "videos", "sampler_steps"):
+        if p[name] < 1:
+            raise Refused(f"{WHERE.name}, {name}: {p[name]}", "is too few", "give 1 or more")
+    if p["prompts"] < 2:
+        raise Refused(f"{WHERE.name}, prompts: {p['prompts']}", "are too few to compare methods on", "give 2 or more")
     if p["looks"] < 1 or p["steps"] % p["looks"]:
         raise Refused(WHERE, f"looks every {p['looks']} steps, which does not end at step {p['steps']}", "let it divide the steps")
     for name, method in p["methods"].items():
+        if name in ("baseline", "real") or not re.fullmatch(r"[A-Za-z0-9+_.-]+", str(name)):
+            why = "stands for other videos" if name in ("baseline", "real") else "cannot be the name of a file everywhere"
+            raise Refused(f"{WHERE.name}, methods: {name!r}", why, "use letters, digits and + - _ . and neither baseline nor real")
         if not isinstance(method, dict) or "recipe" not in method:
             raise Refused(WHERE, f"method {name} has no recipe", "write it like {recipe: sft}")
-    known = {column for name in p["scorers"] for column in get_scorer(name).columns}
+        named(f"methods: {name}", engine.check_recipe, method["recipe"], {k: v for k, v in method.items() if k != "recipe"})
+    named("training", TrainConfig, **{name: p[name] for name in ("steps", "batch", "micro_batch", "lr", "seed")})
+    if p["model"] not in model_files.HUB and not re.fullmatch(r"[^./~][^/]*/[^/]+", p["model"]):  # the hub is asked later
+        named("model", model_files.find, p["model"])
+    known = {column for name in p["scorers"] for column in named("scorers", get_scorer, name).columns}
     for column, better in p["columns"].items():
-        if column not in known or better not in ("higher", "lower"):
-            raise Refused(WHERE, f"column {column}: {better} is none of its scorers'", f"choose higher or lower for some of {', '.join(sorted(known))}")
+        if column not in known or better not in BETTER:
+            raise Refused(WHERE, f"column {column}: {better} is none of its scorers'", f"choose {', '.join(BETTER)} for some of {', '.join(sorted(known))}")
+    if set(p["columns"].values()) == {"watch"}:
+        raise Refused(f"{WHERE.name}, columns", "are all watched, so there is nothing to rank", "choose higher or lower for one")
     if not CLIPS and not re.fullmatch(r"(raw|curated):[1-9][0-9]*", p["clips"]):
         why, then = "is neither a folder with a captions.jsonl nor raw:N or curated:N", "paths start from the profile's folder"
         raise Refused(f"{WHERE.name}: clips {p['clips']}", why, then)
     if p["suite_file"] and not (WHERE.parent / p["suite_file"]).is_file():
         raise Refused(WHERE.parent / p["suite_file"], f"does not exist; {WHERE.name} names it as its suite_file", "paths start from the profile's folder")
+    entries = named("suite", prompts.suite, p["suite"], SUITE_FILE or None, p["prompts"])
+    named("form", prompts.as_prompts, entries, p["form"])
 
 
 check()
@@ -51,6 +80,7 @@ METHODS = list(p["methods"])
 LOOKS = list(range(p["looks"], p["steps"] + 1, p["looks"]))
 WORLD = p["suite"].startswith("sprite-")  # only the sprite world can draw real clips for a prompt
 SETS = ["baseline", *METHODS, *(["real"] if WORLD else [])]
+SHOWN = list(range(1, min(4, p["prompts"]) + 1))  # clips on the page
 rerun = f"{quote(sys.executable)} -m localdpo.cli rerun"
 
 
@@ -90,7 +120,6 @@ def place(step, *depends):
     return f"work/{step}-{hashlib.sha256(repr(depends).encode()).hexdigest()[:10]}"
 
 
-SUITE_FILE = str((WHERE.parent / p["suite_file"]).resolve()) if p["suite_file"] else ""
 PAIRS = words("model clips cfg_scale seed", steps=p["pair_steps"])
 STORE = place("pairs", PAIRS, code("pairs"))
 
@@ -130,7 +159,7 @@ rule pairs:
 rule train:
     input: "work/pairs.json", notebook=notebook("train")
     output: done="work/train-{method}.json"
-    wildcard_constraints: method="|".join(METHODS).replace("+", r"\+")
+    wildcard_constraints: method="|".join(map(re.escape, METHODS))
     params: words=lambda w: train(w.method), run=lambda w: run(w.method), store=STORE, code=code("train")
     log: notebook="notebooks/train-{method}.ipynb"
     resources: gpu=1
@@ -140,7 +169,7 @@ rule train:
 rule sample:
     input: lambda w: [f"work/train-{w.name}.json"] * (w.name in METHODS), notebook=notebook("sample")
     output: done="work/videos-{name}.json"
-    wildcard_constraints: name="baseline|" + "|".join(METHODS).replace("+", r"\+")
+    wildcard_constraints: name="baseline|" + "|".join(map(re.escape, METHODS))
     params: words=lambda w: sample(w.name), out=lambda w: videos(w.name), code=code("sample")
     log: notebook="notebooks/videos-{name}.ipynb"
     resources: gpu=1
@@ -192,8 +221,8 @@ rule figure_9:
 
 rule clips:
     input: expand("work/videos-{name}.json", name=SETS), notebook=notebook("clips")
-    output: expand("media/clips-{n}.mp4", n=[1, 2, 3, 4])
-    params: words=words(sets=SETS, step=LOOKS[-1]), code=code("clips")
+    output: expand("media/clips-{n}.mp4", n=SHOWN)
+    params: words=words(sets=SETS, step=LOOKS[-1], count=len(SHOWN)), code=code("clips")
     log: notebook="notebooks/clips.ipynb"
     shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p videos=work -p out=media"
 
@@ -203,5 +232,5 @@ rule page:
     output: "index.html", "manifest.json"
     params:
         about=config["about"], code=engine.fingerprint(engine.PACKAGE / "report.py"),
-        names=["table-3", "figure-6", "figure-9", "clips", *(f"clips-{n}" for n in [1, 2, 3, 4]), "pairs", *(f"train-{m}" for m in METHODS), *(f"{kind}-{name}" for kind in ("videos", "scores") for name in SETS)],
+        names=["table-3", "figure-6", "figure-9", "clips", *(f"clips-{n}" for n in SHOWN), "pairs", *(f"train-{m}" for m in METHODS), *(f"{kind}-{name}" for kind in ("videos", "scores") for name in SETS)],
     shell: f"{quote(sys.executable)} -m localdpo.report" + " . {params.about:q} {params.names:q}"
