@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .clip_sources import CAPTION, FILE, VIDEOS, caption_fault, caption_rows
 from .errors import Refused
 
-# %% ../nbs/59_video_folders.ipynb #d456c549
+# %% ../nbs/59_video_folders.ipynb #fafd7d33
 class Video(NamedTuple):
     "A video to be scored. What keeps it from being scored is its `fault`; of less weight are the `notes`."
 
@@ -89,9 +89,10 @@ def find_videos(sources, prompts=None, form="short"):
             found.setdefault(name, (id, one._replace(name=name)))
     if prompts is None:
         return [one for _, one in found.values()], told
-    return _with_prompts(list(found.values()), Path(prompts), form), told
+    videos, kept = _with_prompts(list(found.values()), Path(prompts), form)
+    return videos, told + kept
 
-# %% ../nbs/59_video_folders.ipynb #681e0fe6
+# %% ../nbs/59_video_folders.ipynb #ffe14a29
 def _rows(path, form):
     "The rows of a file of prompts: (place, video, prompt, its form)."
     if path.suffix == ".txt":
@@ -126,7 +127,10 @@ def _rows(path, form):
 
 
 def _with_prompts(found, path, form):
-    "The videos `found`, (id, Video), with the prompts in the file; and a video that is not there for each row without one."
+    """The videos `found`, (id, Video), with the prompts in the file, and what should be known of them.
+
+    Each row without a video is a video that is not there.
+    """
     calls = {}
     for i, (id, one) in enumerate(found):
         names = {one.name, one.path.name, one.path.stem, Path(one.name).with_suffix("").as_posix(), id} - {None}
@@ -139,11 +143,15 @@ def _with_prompts(found, path, form):
             lost.append(Video(name or place, Path(name or place), prompt or "", fault=fault))
         for i in which:
             given.setdefault(i, []).append((place, prompt, its))
-    return [_prompted(one, given.get(i, []), path) for i, (_, one) in enumerate(found)] + lost
+    kept = [one for i, (_, one) in enumerate(found) if i not in given and one.prompt]
+    told = [f"{path.name} has no prompt for {len(kept)} of {len(found)} videos, which keep that of their manifest"]
+    return [_prompted(one, given.get(i, []), path) for i, (_, one) in enumerate(found)] + lost, told[: len(kept)]
 
 
 def _prompted(one, rows, path):
     texts = dict.fromkeys(prompt for _, prompt, _ in rows)
+    if not rows and one.prompt:  # of its manifest
+        return one
     if not rows:
         return one._replace(prompt="", notes=(f"has no prompt in {path.name}",))
     if len(texts) > 1:

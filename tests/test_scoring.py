@@ -406,9 +406,23 @@ def test_prompts_are_read_in_each_form(clips, name):
     if name == "ids.csv":
         manifest(clips)
     (clips / name).write_text(PROMPT_FILES[name])
-    videos, _ = find_videos([clips], clips / name)
-    assert [one.prompt for one in videos] == ["one", "two", "", ""]
-    assert videos[2].notes == (f"has no prompt in {name}",) and not videos[0].notes
+    videos, told = find_videos([clips], clips / name)
+    assert [one.prompt for one in videos[:2]] == ["one", "two"] and not videos[0].notes
+    if name == "ids.csv":
+        assert [one.prompt for one in videos[2:]] == ["prompt 3", "prompt 4"] and not videos[2].notes
+        assert told == ["ids.csv has no prompt for 2 of 4 videos, which keep that of their manifest"]
+    else:
+        assert [one.prompt for one in videos[2:]] == ["", ""] and not told
+        assert videos[2].notes == (f"has no prompt in {name}",)
+
+
+def test_rows_of_many_videos_that_are_not_there_are_told_in_one_line(clips, tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("video,prompt\n" + "".join(f"{i}.mp4,one\n" for i in range(1, 65)))
+    _, rows = score(tmp_path, clips, "--prompts", tmp_path / "p.csv", "--scorers", "fake")
+    said = capsys.readouterr().out
+    assert "5.mp4, 6.mp4, 7.mp4 and 57 more: p.csv names a video that is not there\n" in said
+    assert said.count("not there") == 1 and len(rows) == 64
+    assert rows["9.mp4"]["problem"] == "p.csv row 9 names a video that is not there"
 
 
 def test_prompts_that_contradict_each_other_or_lack_a_video_are_named(clips):
@@ -926,3 +940,6 @@ def test_the_list_names_columns_and_what_is_missing(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "measures" in said and "colour_drift" in said and "judge.pt" in said and "put it there" in said
     assert "no_such_module" in said
+    lines = said.splitlines()
+    starts = {len(line) - len(line.removeprefix(line.split()[0]).lstrip()) for line in lines if line[0] != " "}
+    assert starts == {19} and all(line[:19].isspace() for line in lines if line[0] == " ")

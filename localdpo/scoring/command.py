@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['add_arguments', 'list_scorers', 'main']
 
-# %% ../../nbs/63_score_command.ipynb #fd4f3da3
+# %% ../../nbs/63_score_command.ipynb #6ba13e48
 import argparse
 import math
+import re
 
 from ..errors import Failed, Refused
 from .core import SCORERS, get_scorer
 from .videos import missing, score_videos, sizes
 from ..video_folders import FORMS, find_videos
 
-# %% ../../nbs/63_score_command.ipynb #198bd16d
+# %% ../../nbs/63_score_command.ipynb #d1fed213
 def add_arguments(parser):
     "Describe the command line of `localdpo score`."
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -38,8 +39,8 @@ def add_arguments(parser):
     parser.add_argument(
         "--prompts",
         metavar="FILE",
-        help="prompts of videos without a manifest, or other ones: .jsonl or .csv with file and prompt, or .txt with a"
-        " tab between the two",
+        help="prompts of videos without a manifest, or other ones than it has: .jsonl or .csv with file and prompt, or"
+        " .txt with a tab between the two",
     )
     parser.add_argument("--form", choices=FORMS, default=FORMS[0],
                         help="which prompt is read of videos that were drawn from a long one (default: %(default)s)")  # fmt: skip
@@ -74,7 +75,7 @@ def _check_devices(devices):
             why = f"cannot be used ({str(error).splitlines()[0][:100]})"
             raise Refused(f"device {device}", why, "`localdpo info` lists the devices of this machine") from error
 
-# %% ../../nbs/63_score_command.ipynb #8b8cfe76
+# %% ../../nbs/63_score_command.ipynb #54b4aa33
 def list_scorers():
     "A line or more for each scorer: columns, and what is missing."
     for name in SCORERS:
@@ -83,8 +84,12 @@ def list_scorers():
             columns, why = ", ".join(scorer.columns), missing(scorer)
         except Refused as refusal:
             columns, why = "not known", refusal
-        yield f"{name:18} {columns}"
-        yield f"{'':18} ready" if why is None else f"{'':18} {why}".replace("\n", f"\n{'':18}")
+        pad = " " * 19
+        yield f"{name:19}{columns}"
+        yield pad + ("ready" if why is None else str(why).replace("\n", f"\n{pad}"))
+
+
+_PLACE = re.compile(r" (?:row|line) \d+(?= (?:names|has) )")  # which differs where the problem does not
 
 
 def _tell(scored, out):
@@ -96,10 +101,10 @@ def _tell(scored, out):
     said = {}
     for name, problems in scored.problems.items():
         for problem in problems:
-            said.setdefault(problem, []).append(name)
+            said.setdefault(_PLACE.sub("", problem), []).append((name, problem))
     for problem, which in said.items():
         more = f" and {len(which) - 3} more" * (len(which) > 3)
-        print(f"{', '.join(which[:3])}{more}: {problem}")
+        print(f"{', '.join(name for name, _ in which[:3])}{more}: {which[0][1] if len(which) == 1 else problem}")
     good = sum(any(_finite(row[column]) for column in scored.columns) for row in scored.rows)
     whole = sum(all(_finite(row[column]) for column in scored.columns) for row in scored.rows)
     counted = f"{len(scored.rows)} videos, {whole} with all scores" + f", {good - whole} with some" * (good > whole)
