@@ -327,7 +327,7 @@ def test_when_the_first_process_is_killed_the_others_end(tmp_path):
     (tmp_path / "first.py").write_text(code)
     env = os.environ | dict(PYTHONPATH=str(Path(__file__).parent))
     first = subprocess.Popen([sys.executable, tmp_path / "first.py"], env=env)
-    wait_for(lambda: (tmp_path / "1").exists() and (tmp_path / "1").read_text())
+    wait_for(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "01"))
     first.kill()
     first.wait()
     others = [int((tmp_path / name).read_text()) for name in "01"]
