@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'AGAIN', 'understood', 'meant', 'numbered', 'Critic', 'save', 'weights_file', 'load']
 
-# %% ../../nbs/68_critics.ipynb #ce6faf00
+# %% ../../nbs/68_critics.ipynb #14e1a16d
 import hashlib
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 import localdpo
 from .. import world
-from ..attributes import FRAMES, SIZE, WORDS
+from ..attributes import WORDS, checked
 from ..errors import Refused
 from ..paths import atomic
 from .core import WeightsMissing
@@ -41,7 +41,7 @@ def numbered(specs):
     "The places of the words of each spec in `WORDS`, `[N,6]`."
     return torch.tensor([[known.index(getattr(spec, name)) for name, known in WORDS.items()] for spec in specs])
 
-# %% ../../nbs/68_critics.ipynb #d8aaf686
+# %% ../../nbs/68_critics.ipynb #3db02f93
 class Critic(nn.Module):
     "One of the two critics; `load` gives it trained."
 
@@ -58,7 +58,8 @@ class Critic(nn.Module):
     @torch.inference_mode()
     def judge(self, frames, specs):
         "Marks for clips, bytes `[B,T,H,W,3]`, against what they should show: VQ and MQ `[B,T]`, TA `[B]`."
-        frames, words = _checked(frames).to(self.zero.device), numbered(specs).to(self.zero.device)[:, None]
+        frames = checked(frames, "a critic knows: it judges", "real videos have scorers of their own")
+        frames, words = frames.to(self.zero.device), numbered(specs).to(self.zero.device)[:, None]
         parts = [self.network(*part) for part in zip(frames.split(128), words.split(128), strict=True)]
         marks = [torch.cat(part) for part in zip(*parts, strict=True)]
         marks = [(mark - zero) / unit for mark, zero, unit in zip(marks, self.zero, self.unit, strict=True)]
@@ -70,17 +71,6 @@ class Critic(nn.Module):
         "One mark a clip for each head, and `Overall`: `[B]` each."
         marks = {name: mark if mark.ndim == 1 else mark.mean(1) for name, mark in self.judge(frames, specs).items()}
         return marks | dict(Overall=sum(marks.values()))
-
-
-def _checked(frames):
-    frames = torch.as_tensor(frames)
-    if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1:] != (FRAMES, SIZE, SIZE, 3):
-        raise Refused(
-            f"frames of shape {list(frames.shape)}, {str(frames.dtype).removeprefix('torch.')}",
-            f"are no clips that a critic knows: it judges uint8 [B,{FRAMES},{SIZE},{SIZE},3]",
-            "draw or decode the clips at that size, or use a scorer for real videos",
-        )
-    return frames
 
 # %% ../../nbs/68_critics.ipynb #932e8782
 WEIGHTS = Path(localdpo.__file__).parent / "weights"
