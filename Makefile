@@ -49,7 +49,7 @@ lab: $(READY)  ## open JupyterLab, with hooks that keep notebooks clean
 	@$(BIN)/jupyter lab nbs
 
 docs: $(READY)  ## build the documentation, offline, into _docs/html
-	@$(BIN)/python -m localdpo.site
+	@$(BIN)/python -m localdpo.dev.site
 
 export: $(READY)  ## notebooks -> package and README.md, then clean the notebooks
 	@$(BIN)/ruff format nbs && $(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python -m localdpo.dev readme

@@ -16,13 +16,13 @@ import pytest
 def _random_model(name, layers):
     import torch
 
-    from localdpo import miniature
+    from localdpo.miniature import models
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        size = miniature.SIZES[name] | (dict(num_layers=layers) if layers else {})
-        with mock.patch.dict(miniature.SIZES, {name: size}):
-            made = miniature.backbone(name)
+        size = models.SIZES[name] | (dict(num_layers=layers) if layers else {})
+        with mock.patch.dict(models.SIZES, {name: size}):
+            made = models.backbone(name)
         with torch.no_grad():
             for p in made.transformer.parameters():  # the last layer starts at zero, and would hide all others
                 p.add_(0.02 * torch.randn_like(p))

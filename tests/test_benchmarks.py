@@ -5,7 +5,8 @@ import re
 import nbformat
 import pytest
 
-from localdpo import paths, rerun
+from localdpo.engine import rerun
+from localdpo.ground import paths
 
 FOLDER = paths.notebooks() / "benchmarks"
 

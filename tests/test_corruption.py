@@ -6,8 +6,8 @@ from conftest import random_model
 
 from localdpo import backbones
 from localdpo.corruption import corrupt, steps_to_walk
-from localdpo.errors import Refused
-from localdpo.noise import normal_batch
+from localdpo.ground.errors import Refused
+from localdpo.ground.noise import normal_batch
 
 PROMPTS = ["a red disc growing on a plain blue background", "a white wheel spinning on a dotted red background"] * 2
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from localdpo import losses
-from localdpo.errors import Refused
+from localdpo.ground.errors import Refused
 from localdpo.losses import ErrorMaps, alpha_weight, dense_dpo, dpo, huvi_dpo, local_dpo, ra_dpo, sft, video_dpo
 
 B, C, T, H, W = SHAPE = (4, 3, 5, 6, 7)

@@ -7,9 +7,9 @@ import pytest
 from matplotlib.path import Path as Polygon
 
 from localdpo import masks
-from localdpo.errors import Refused
+from localdpo.ground.errors import Refused
+from localdpo.ground.noise import generator
 from localdpo.masks import MaskConfig, draw_mask, random_mask, to_latent
-from localdpo.noise import generator
 
 SMALL, FULL = (9, 32, 32), (49, 480, 720)
 

@@ -1,0 +1,183 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from localdpo.cli import main as cli
+from localdpo.ground import info
+
+
+def localdpo(*words, **options):
+    return subprocess.run(
+        [Path(sys.executable).with_name("localdpo"), *words], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_help_describes_every_word():
+    done = localdpo("--help")
+    assert done.returncode == 0
+    for word, (_, purpose) in cli.WORDS.items():
+        assert word in done.stdout and purpose.split()[0] in done.stdout
+
+
+@pytest.mark.parametrize("word", cli.WORDS)
+def test_each_word_explains_itself(word):
+    done = localdpo(word, "--help")
+    assert (
+        done.returncode == 0 and done.stdout.startswith(f"usage: localdpo {word}") and len(done.stdout.splitlines()) > 5
+    )
+
+
+def test_an_unknown_word_is_refused_with_the_list():
+    done = localdpo("papr")
+    assert done.returncode == 2 and "invalid choice: 'papr'" in done.stderr and "paper" in done.stderr
+
+
+def test_info_is_for_people_and_for_programs(tmp_path):
+    assert "python" in localdpo("info").stdout
+    facts = json.loads(localdpo("info", "--json", cwd=tmp_path).stdout)
+    assert facts["packages"]["torch"].startswith("2.13.0") and "checkout" in facts
+
+
+QUOTAS = [  # files of a group, and the processors that they leave of three
+    ("0::/job\n", {"job/cpu.max": "max 100000"}, 3),
+    ("0::/job\n", {"job/cpu.max": "200000 100000"}, 2),
+    ("0::/job\n", {"job/cpu.max": "150000 100000"}, 1),
+    ("0::/job\n", {"job/cpu.max": "20000 100000"}, 1),
+    ("0::/job\n", {"job/cpu.max": "900000 100000"}, 3),
+    ("0::/all/job\n", {"all/job/cpu.max": "max 100000", "all/cpu.max": "100000 100000"}, 1),
+    ("0::/a/name/of/the/host\n", {"cpu.max": "100000 100000"}, 1),
+    ("0::/job\n", {"unified/job/cpu.max": "100000 100000"}, 1),
+    ("3:cpu,cpuacct:/job\n", {"cpu,cpuacct/job/cpu.cfs_quota_us": "200000"}, 2),
+    ("3:cpuacct,cpu:/job\n", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_quota_us": "100000"}, 1),
+    ("3:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "100000"}, 1),
+    ("3:cpuset:/job\n", {"cpuset/job/cpu.cfs_quota_us": "100000"}, 3),
+    ("0::/job\n", {"job/cpu.max": "damaged"}, 3),
+    ("damaged", {}, 3),
+    ("", {}, 3),
+    (None, {}, 3),
+]
+
+
+@pytest.mark.parametrize("own, files, found", QUOTAS)
+def test_a_quota_of_the_group_is_found_where_it_is(tmp_path, monkeypatch, own, files, found):
+    monkeypatch.setattr(info.os, "sched_getaffinity", lambda pid: {0, 1, 5}, raising=False)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        file = tmp_path / "groups" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+        if file.name == "cpu.cfs_quota_us":
+            file.with_name("cpu.cfs_period_us").write_text("100000\n")
+    assert info.processors(tmp_path / "groups", tmp_path / "own") == found
+
+
+@pytest.mark.parametrize(
+    "said, shown, threads, waiting",
+    [
+        ({}, 1, "1", "PASSIVE"),
+        ({}, 3, None, "PASSIVE"),
+        (dict(OMP_NUM_THREADS="2"), 1, "2", "PASSIVE"),
+        (dict(MKL_NUM_THREADS="2"), 1, None, "PASSIVE"),
+        (dict(OMP_WAIT_POLICY="ACTIVE"), 3, None, "ACTIVE"),
+        (dict(GOMP_SPINCOUNT="100"), 3, None, None),
+    ],
+)
+def test_threads_are_as_many_as_may_run_unless_the_user_said_something(monkeypatch, said, shown, threads, waiting):
+    environment = dict(said)
+    monkeypatch.setattr(info.os, "environ", environment)
+    monkeypatch.setattr(info, "processors", lambda: shown)
+    monkeypatch.setattr(info, "_visible", lambda: 3)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    info.give_way()
+    assert environment.get("OMP_NUM_THREADS") == threads and environment.get("OMP_WAIT_POLICY") == waiting
+
+
+def test_the_command_line_gives_way_and_info_says_so():
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "GOMP_"))}
+    for more, said in ((dict(), "waiting passively"), (dict(OMP_NUM_THREADS="1"), "1 thread for torch")):
+        facts = json.loads(localdpo("info", "--json", env=plain | more).stdout)
+        assert said in facts["processors"] and "for this process" in facts["processors"]
+
+
+def test_a_refusal_is_one_message_without_a_traceback():
+    done = localdpo("paper", "--profile", "tuor")
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("localdpo: tuor: is no profile")
+        and "Traceback" not in done.stderr
+    )
+
+
+def test_profiles_are_listed():
+    listed = localdpo("paper", "--list").stdout
+    assert "tour " in listed and listed.startswith("quick ")
+
+
+@pytest.mark.parametrize("cores", ["0", "-1", "two"])
+def test_a_senseless_number_of_cores_is_refused(cores):
+    done = localdpo("paper", "--cores", cores)
+    assert done.returncode == 2 and "--cores" in done.stderr
+
+
+def test_words_behind_two_dashes_reach_snakemake(tmp_path):
+    done = localdpo("paper", "--profile", "tour", "--out", tmp_path, "--dry-run", "--", "--omit-from", "tour")
+    assert done.returncode == 0, done.stderr
+    assert "rule clip" in done.stdout + done.stderr and "rule page" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ground.errors",
+        "ground.paths",
+        "ground.noise",
+        "ground.progress",
+        "ground.leases",
+        "ground.info",
+        "media.video",
+        "media.sheets",
+        "media.figures",
+        "clips.world",
+        "clips.pools",
+        "clips.sources",
+        "prompts.suites",
+        "prompts.lists",
+        "prompts.expansion",
+        "backbones",
+        "backbones.files",
+        "pairs.store",
+        "pairs.builder",
+        "training",
+        "training.config",
+        "sampling.videos",
+        "scoring",
+        "engine.graph",
+        "engine.report",
+        "engine.rerun",
+        "cli.main",
+        "cli.train",
+        "cli.sample",
+        "cli.export",
+    ],
+)
+def test_importing_a_module_is_light(module):
+    heavy = ["torch", "torchvision", "diffusers", "transformers", "papermill", "snakemake", "matplotlib.pyplot"]
+    code = f"import sys, localdpo.{module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_torchvision_is_not_needed(tmp_path):
+    # next to a CPU build of torch it does not even import
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    package = Path(info.__file__).parents[1]
+    files = [path.relative_to(package).with_suffix("") for path in package.rglob("[a-z]*.py")]
+    modules = ", ".join(".".join(["localdpo", *file.parts]) for file in files)
+    subprocess.run(
+        [sys.executable, "-c", f"import {modules}"], env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True
+    )

@@ -1,0 +1,370 @@
+"""Notebooks, package, README and pins agree; and each way of falling out of step is found when it is planted."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from localdpo.dev import checks
+from localdpo.ground import paths
+
+ROOT = paths.root()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    "A copy of the checkout to break things in."
+    tracked = ["nbs", "localdpo", ".github", "reports/README.md"]
+    tracked += [
+        "settings.ini",
+        "pyproject.toml",
+        "environment.yml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+        "THIRD_PARTY.md",
+        "CITATION.cff",
+    ]
+    for name in tracked:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text, f"{old!r} is not in {path}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_everything_agrees():
+    assert checks.faults(ROOT) == []
+
+
+def test_a_module_edited_by_hand_is_named_with_the_way_out(checkout):
+    edit(checkout / "localdpo/ground/noise.py", "digest_size=16", "digest_size=32")
+    (fault,) = checks.export_faults(checkout)
+    assert (
+        "localdpo/ground/noise.py is not what nbs/90_ground/03_noise.ipynb exports" in fault
+        and "`.venv/bin/nbdev_update --fname localdpo/ground/noise.py`" in fault
+    )
+
+
+def test_nbdev_update_brings_the_edit_home(checkout):
+    edit(
+        checkout / "localdpo/ground/errors.py",
+        "Work that began and did not end well",
+        "Work that began and ended badly",
+    )
+    subprocess.run(
+        [Path(sys.executable).with_name("nbdev_update"), "--fname", "localdpo/ground/errors.py"],
+        cwd=checkout,
+        check=True,
+    )
+    assert checks.export_faults(checkout) == []
+    assert "ended badly" in (checkout / "nbs/90_ground/01_errors.ipynb").read_text()
+
+
+def test_a_notebook_that_was_not_exported_is_found(checkout):
+    edit(checkout / "nbs/90_ground/03_noise.ipynb", "digest_size=16", "digest_size=32")
+    (fault,) = checks.export_faults(checkout)
+    assert "localdpo/ground/noise.py" in fault and "`make export`" in fault
+
+
+def test_a_module_without_its_notebook_is_found(checkout):
+    (checkout / "nbs/90_ground/03_noise.ipynb").unlink()
+    assert any("localdpo/ground/noise.py has no notebook any more" in fault for fault in checks.export_faults(checkout))
+
+
+def test_a_notebook_that_cannot_be_exported_is_a_fault(checkout):
+    (checkout / "nbs/90_ground/03_noise.ipynb").write_text("<<<<<<< HEAD")
+    (fault,) = checks.export_faults(checkout)
+    assert "do not export" in fault
+
+
+def test_a_readme_behind_its_notebook_is_found(checkout):
+    edit(checkout / "nbs" / "index.ipynb", "Use it", "Make use of it")
+    (fault,) = checks.readme_faults(checkout)
+    assert "README.md is not what nbs/index.ipynb says" in fault
+
+
+def test_a_picture_that_the_tour_no_longer_shows_is_found(checkout):
+    (checkout / "nbs/images/tour.png").write_bytes(b"another picture")
+    assert checks.readme_faults(checkout) == [
+        "nbs/images/tour.png is not what nbs/00_tour.ipynb shows: run `make export`"
+    ]
+
+
+def test_a_link_that_leads_nowhere_is_found(checkout):
+    (checkout / "nbs/90_ground/03_noise.ipynb").rename(checkout / "nbs/90_ground/03_draws.ipynb")
+    assert "README.md links to nbs/90_ground/03_noise.ipynb, which does not exist" in checks.readme_faults(checkout)
+
+
+# -- what a notebook may hold ---------------------------------------------------------------------------------------------
+
+
+def with_output(tmp_path, output=None, source="x", metadata=None):
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source, outputs=[output] if output else [])], metadata=metadata or {}
+    )
+    nbformat.write(nb, tmp_path / "a.ipynb")
+    return checks.output_faults(tmp_path / "a.ipynb")
+
+
+def shown(**data):
+    return nbformat.v4.new_output("display_data", data)
+
+
+@pytest.mark.parametrize(
+    "output, said",
+    [
+        (shown(**{"text/plain": "x" * 50_001}), "its outputs take 50 kB"),
+        (shown(**{"text/html": "<video src='data:video/mp4;base64,AAAA'>"}), "an embedded video"),
+        (shown(**{"video/mp4": "AAAA"}), "an embedded video"),
+        (shown(**{"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}), "state of a widget"),
+        (nbformat.v4.new_output("stream", name="stderr", text="Warning"), "written to stderr"),
+        (nbformat.v4.new_output("error", ename="KeyError", evalue="x", traceback=[]), "an error (KeyError)"),
+    ],
+)
+def test_outputs_that_do_not_belong_in_a_notebook_are_found(tmp_path, output, said):
+    (fault,) = with_output(tmp_path, output)
+    assert said in fault and fault.startswith("a.ipynb")
+
+
+def test_a_small_picture_is_welcome(tmp_path):
+    assert with_output(tmp_path, shown(**{"image/png": "A" * 20_000})) == []
+
+
+def test_widget_state_of_the_whole_notebook_is_found(tmp_path):
+    assert "state of widgets" in with_output(tmp_path, metadata={"widgets": {}})[0]
+
+
+@pytest.mark.parametrize("source", ["<<<<<<< HEAD\nx = 1", "x = 1\n=======\nx = 2", ">>>>>>> theirs", "`<<<<<<< HEAD`"])
+def test_merge_markers_are_found(tmp_path, source):
+    # nbdev's merge driver leaves them as markdown cells between two variants that would both be exported
+    assert "merge marker" in with_output(tmp_path, source=source)[0]
+
+
+def test_every_notebook_has_a_number_of_its_own():
+    for folder in {path.parent for path in checks.notebooks(ROOT)}:
+        numbers = [re.match(r"\d\d_", path.name)[0] for path in folder.glob("[0-9]*")]
+        assert len(numbers) == len(set(numbers)), folder
+
+
+def test_each_trap_is_decided_and_its_test_is_there():
+    text = "".join(cell.source for cell in nbformat.read(ROOT / "nbs" / "01_traps.ipynb", 4).cells)
+    assert sorted(map(int, re.findall(r"^\| (\d+) \|", text, re.M))) == list(range(1, 32))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    there = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 20 and not {name for name in named if f"def {name}(" not in there}
+
+
+def test_a_notebook_without_a_title_is_found(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "a.ipynb")
+    assert "`# title`" in checks.opening_faults(tmp_path / "a.ipynb")[0]
+
+
+def test_slow_and_gpu_cells_are_flagged_so_that_they_are_skipped():
+    flags = re.search(r"^tst_flags = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1].split()
+    assert {"slow", "gpu"} <= set(flags)
+    for path in checks.notebooks(ROOT):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code" and 'device="cuda"' in cell.source:
+                assert cell.source.startswith(("#| gpu", "#| export")), (
+                    f"{path.name}: a cell needs a GPU and does not say so"
+                )
+
+
+# -- pins ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, old, new, said",
+    [
+        ("constraints.txt", "papermill==2.7.0\n", "", "constraints.txt does not pin papermill"),
+        ("constraints.txt", "snakemake==9", "snakemake==8", "pins snakemake to 8"),
+        ("pyproject.toml", '"peft",', '"peft>=99",', "wants >=99"),
+        ("settings.ini", "requirements = torch numpy", "requirements = torch", "name different packages"),
+        ("pyproject.toml", '    "jupyterlab",\n', "", "extra `dev`"),
+        ("pyproject.toml", '">=3.11"', '">=3.12"', "requires-python"),
+        ("environment.yml", "python=3.11", "python=3.12", "environment.yml does not ask for python=3.11"),
+        ("environment.yml", "--constraint constraints.txt", "--upgrade", "does not pass constraints.txt"),
+        ("environment.yml", "study,", "", "environment.yml installs the extras"),
+        (
+            "settings.ini",
+            "allowed_cell_metadata_keys = tags",
+            "allowed_cell_metadata_keys =",
+            "`allowed_cell_metadata_keys` is tags",
+        ),
+        ("settings.ini", "tst_flags = notest slow gpu", "tst_flags = notest", "`tst_flags`"),
+        ("settings.ini", "version = 0.1.0", "version = 0.2.0", "is version 0.1.0"),
+    ],
+)
+def test_a_pin_that_disagrees_is_found(checkout, name, old, new, said):
+    assert checks.pin_faults(checkout) == []
+    edit(checkout / name, old, new)
+    assert any(said in fault for fault in checks.pin_faults(checkout)), checks.pin_faults(checkout)
+
+
+def test_the_nbdev_that_reads_settings_ini_is_installed():
+    import nbdev
+
+    assert nbdev.__version__ == "2.4.14"
+    assert (
+        re.search(r"^update_pyproject = False$", (ROOT / "settings.ini").read_text(), re.M)
+        and not (ROOT / "setup.py").exists()
+    )
+
+
+def test_what_is_installed_is_what_is_pinned():
+    from localdpo.ground.info import versions
+
+    installed = versions(
+        ["torch", "diffusers", "transformers", "peft", "accelerate", "papermill", "snakemake", "av", "matplotlib"]
+    )
+    pins = checks._pins(ROOT)
+    assert {name: version.partition("+")[0] for name, version in installed.items()} == {
+        name: pins[name] for name in installed
+    }
+
+
+# -- style, make and CI --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["check"], ["format", "--check", "nbs", "tests"]])
+def test_ruff_has_nothing_to_say(words):
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ruff"), *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_make_help_has_a_line_for_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split())
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (
+        set(re.findall(r"^  make (\w+) +\S", said, re.M)) == targets == set(re.findall(r"^([a-z]+):", makefile, re.M))
+    )
+
+
+@pytest.mark.parametrize("python", ["", "no-such-python", "false"])
+def test_without_a_python_that_is_new_enough_make_says_so(checkout, python):
+    shutil.copy(ROOT / "Makefile", checkout)
+    words = ["make", "setup", f"PYTHON={python}"]
+    done = subprocess.run(words, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "no Python 3.11 or newer was found" in done.stdout
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_environment_that_was_moved_is_made_anew(checkout):
+    shutil.copy(ROOT / "Makefile", checkout)
+    (checkout / ".venv").mkdir()
+    for place, kept in ((checkout, True), ("/where/it/was/before", False)):
+        (checkout / ".venv" / ".ready").write_text(f"{place}\n")
+        subprocess.run(["make", "help"], cwd=checkout, capture_output=True, check=True)
+        assert (checkout / ".venv").exists() == kept
+
+
+@pytest.mark.filterwarnings("ignore:Cell is missing an id", "ignore:Non-unique cell id")
+def test_git_merges_notebooks_cell_by_cell_after_the_hooks(checkout):
+    def git(*words):
+        return subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    shutil.copy(ROOT / ".gitattributes", checkout)
+    git("init", "-q", "-b", "main"), git("add", "-A"), git("commit", "-qm", "base")
+    checks.install_hooks(checkout)
+    path = checkout / "nbs/90_ground/03_noise.ipynb"
+    for branch, word in {"ours": "an address of its own", "theirs": "one address"}.items():
+        git("checkout", "-q", "-b", branch, "main")
+        edit(path, "gets an address", f"gets {word}")
+        git("commit", "-qam", branch)
+    git("merge", "ours")
+    text = path.read_text()
+    nbformat.reads(text, as_version=4)  # plain git would have put its markers into the JSON
+    assert "an address of its own" in text and "one address" in text
+    assert any("merge marker" in fault for fault in checks.output_faults(path))
+
+
+def answering(server, folder, seconds=120):
+    "The address of a Jupyter server; it writes that down, in `folder`, before it listens there."
+    deadline = time.monotonic() + seconds
+    while True:
+        assert server.poll() is None, "the server ended"
+        try:
+            url = json.loads(next(folder.glob("jpserver-*.json")).read_text())["url"]
+            urllib.request.urlopen(f"{url}api", timeout=30).close()
+            return url
+        except (StopIteration, ValueError, OSError):
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_jupyterlab_cleans_a_notebook_when_it_saves_it(checkout):
+    subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
+    checks.install_hooks(checkout)
+    words = [
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.port=0",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=t",
+        "nbs",
+    ]
+    environment = {**os.environ, "HOME": str(checkout), "JUPYTER_RUNTIME_DIR": str(checkout / "runtime")}
+    server = subprocess.Popen(
+        [Path(sys.executable).with_name("jupyter"), *words], cwd=checkout, env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        url = answering(server, checkout / "runtime") + "api/contents/90_ground/01_errors.ipynb?token=t"
+        nb = json.loads((checkout / "nbs/90_ground/01_errors.ipynb").read_text())
+        code = next(cell for cell in nb["cells"] if cell["cell_type"] == "code")
+        code.update(execution_count=7, metadata={"tags": ["parameters"], "collapsed": True})
+        body = json.dumps({"type": "notebook", "format": "json", "content": nb}).encode()
+        urllib.request.urlopen(
+            urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="PUT"), timeout=30
+        ).close()
+    finally:
+        server.terminate()
+        server.wait()
+    saved = json.loads((checkout / "nbs/90_ground/01_errors.ipynb").read_text())
+    code = next(cell for cell in saved["cells"] if cell["cell_type"] == "code")
+    assert code["execution_count"] is None and code["metadata"] == {"tags": ["parameters"]}
+
+
+def test_ci_and_users_run_the_same_thing():
+    assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert {"setup", "paper", "test", "docs"} <= set(re.findall(r"make --no-print-directory (\w+)", script))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git's list of files")
+def test_the_project_speaks_of_no_machine():
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    texts = {
+        name: (ROOT / name).read_text()
+        for name in tracked
+        if Path(name).suffix in {".py", ".md", ".toml", ".ini", ".yml", ".yaml", ".cff", ".ipynb"}
+    }
+    places = [f"{place}/" for place in (Path.home(), ROOT) if len(str(place)) > 1]
+    found = [name for name, text in texts.items() if any(place in text for place in places)]
+    assert found == []

@@ -1,0 +1,360 @@
+"""The graph of notebooks: made once, resumed after failure and murder, made again when and only when something changed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from localdpo.engine import graph as engine
+from localdpo.ground import paths
+from localdpo.ground.errors import Refused
+
+SNAKEFILE = """
+import shlex, sys
+from localdpo.engine import graph as engine
+sizes = engine.read_profile(config, parts=list, word=str)
+rerun = f"{shlex.quote(sys.executable)} -m localdpo.cli rerun"
+
+rule all:
+    input: "whole.txt"
+
+rule part:
+    input: notebook=ancient(f"{workflow.basedir}/part.ipynb")
+    output: "part-{n}.txt"
+    params: n=lambda w: w.n, word=sizes["word"], code=engine.fingerprint(f"{workflow.basedir}/part.ipynb")
+    log: notebook="notebooks/part-{n}.ipynb"
+    shell: rerun + " {input.notebook:q} {log.notebook} -p n={params.n} -p word={params.word} -p out={output}"
+
+rule whole:
+    input: expand("part-{n}.txt", n=sizes["parts"])
+    output: "whole.txt"
+    shell: "cat {input} > {output}"
+"""
+
+PART = (
+    "n: int = 0\nword: str = ''\nout: str = ''",
+    "import os, pathlib, time",
+    "open(f'started-{n}', 'w').write(str(os.getpid()))\nwhile os.path.exists(f'pause-{n}'): time.sleep(0.05)",
+    "if os.path.exists(f'break-{n}'): raise RuntimeError('broken on purpose')",
+    "pathlib.Path(out).write_text(f'{word} {n}\\n')",
+)
+
+RUN = "import sys; from localdpo.engine import graph as engine; sys.exit(engine.run('graph.yaml', '.', snakefile='Snakefile', cores=2))"
+
+
+@pytest.fixture
+def graph(notebook, tmp_path, monkeypatch):
+    "A folder with a graph of two parts and a whole; a function that runs it."
+    notebook(*PART, name="part.ipynb")
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    (tmp_path / "graph.yaml").write_text(yaml.safe_dump({"about": "two parts", "parts": [0, 1], "word": "part"}))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, "-c", RUN.replace("cores=2", ", ".join(["cores=2", *words]))],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    run.folder = tmp_path
+    return run
+
+
+def dates(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.txt")}
+
+
+def test_a_second_run_has_nothing_to_do(graph):
+    status, said = graph()
+    assert status == 0, said
+    assert (graph.folder / "whole.txt").read_text() == "part 0\npart 1\n"
+    before = dates(graph.folder)
+    status, said = graph()
+    assert status == 0 and "Nothing to be done" in said and dates(graph.folder) == before
+
+
+@pytest.mark.slow
+def test_after_a_failure_the_same_command_makes_only_what_is_missing(graph):
+    (graph.folder / "break-1").touch()
+    status, said = graph()
+    assert status == 1 and "RuntimeError: broken on purpose" in said
+    assert "broken on purpose" in (graph.folder / "notebooks" / "part-1.ipynb").read_text()
+    assert sorted(dates(graph.folder)) == ["part-0.txt"]  # what did not depend on it was made all the same
+    before = dates(graph.folder)
+    (graph.folder / "break-1").unlink()
+    status, said = graph()
+    assert status == 0, said
+    after = dates(graph.folder)
+    assert {name: after[name] for name in before} == before and "whole.txt" in after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["building the graph", "a step at work", "a later step"])
+def test_after_kill_9_the_same_command_goes_on(graph, moment):
+    paused = {"building the graph": [], "a step at work": [0, 1], "a later step": [1]}[moment]
+    for n in paused:
+        (graph.folder / f"pause-{n}").touch()  # for ever, unless the step notices that its run is gone
+    first = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for((graph.folder / ".run").exists)
+    _wait_for(lambda: all((graph.folder / f"started-{n}").exists() for n in paused))
+    if moment == "a later step":  # the first one is finished, and Snakemake knows it
+        _wait_for(
+            lambda: (
+                (graph.folder / "part-0.txt").exists() and len(list(graph.folder.glob(".snakemake/incomplete/*"))) == 1
+            )
+        )
+    first.kill()
+    first.wait()
+    orphans = [int((graph.folder / f"started-{n}").read_text()) for n in paused]
+    finished = dates(graph.folder)
+    status, said = graph("dry_run=True")
+    assert status == 0, said  # a look is allowed at any time
+    _wait_for(lambda: not any(_runs(pid) for pid in orphans))
+    for n in paused:
+        (graph.folder / f"pause-{n}").unlink()
+    status, said = graph()
+    assert status == 0, said
+    assert not paused or "a killed run left its locks" in said
+    assert (graph.folder / "whole.txt").read_text() == "part 0\npart 1\n"
+    assert finished.items() <= dates(graph.folder).items() and bool(finished) == (moment == "a later step")
+
+
+def _wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def _runs(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_why_and_writes_nothing(graph):
+    status, said = graph("dry_run=True")
+    assert status == 0 and "reason: Missing output files: part-0.txt" in said
+    assert not dates(graph.folder) and not (graph.folder / "notebooks").exists()
+    subprocess.run([sys.executable, "-c", RUN.replace("'.'", "'new'").replace("cores=2", "dry_run=True")], check=True)
+    assert not (graph.folder / "new").exists()
+    graph()
+    (graph.folder / "graph.yaml").write_text(yaml.safe_dump({"about": "other", "parts": [0, 1], "word": "other"}))
+    status, said = graph("dry_run=True")
+    assert status == 0 and "Params have changed since last execution" in said
+
+
+@pytest.mark.slow
+def test_prose_starts_nothing_and_code_starts_what_depends_on_it(graph):
+    assert graph()[0] == 0
+    before = dates(graph.folder)
+    path = graph.folder / "part.ipynb"
+    nb = json.loads(path.read_text())
+    nb["cells"].insert(1, {"cell_type": "markdown", "id": "prose", "metadata": {}, "source": "A better sentence."})
+    path.write_text(json.dumps(nb))
+    status, said = graph()
+    assert "Nothing to be done" in said and dates(graph.folder) == before
+    path.write_text(path.read_text().replace("{word} {n}", "{word}: {n}"))
+    status, said = graph()
+    assert status == 0 and (graph.folder / "whole.txt").read_text() == "part: 0\npart: 1\n"
+
+
+def test_a_fingerprint_follows_imports_through_modules(notebook, tmp_path, monkeypatch):
+    shutil.copytree(engine.PACKAGE, tmp_path / "localdpo")
+    monkeypatch.setattr(engine, "PACKAGE", tmp_path / "localdpo")
+    engine._module.cache_clear()
+    draws = notebook(
+        "n: int = 0", "%matplotlib inline\ndef f():\n    from localdpo.ground import noise", name="draws.ipynb"
+    )
+    reads = notebook("n: int = 0", "from localdpo.ground import paths", name="reads.ipynb")
+    before = engine.fingerprint(draws), engine.fingerprint(reads)
+    with open(tmp_path / "localdpo" / "noise.py", "a") as module:
+        module.write("\nCHANGED = 1\n")
+    assert engine.fingerprint(draws) != before[0] and engine.fingerprint(reads) == before[1]
+    with open(tmp_path / "localdpo" / "errors.py", "a") as module:
+        module.write("\nCHANGED = 1\n")  # both need it, through another module
+    assert engine.fingerprint(reads) != before[1]
+    engine._module.cache_clear()
+
+
+def test_a_fingerprint_follows_relative_imports_of_a_subpackage(tmp_path, monkeypatch):
+    part = tmp_path / "localdpo" / "part"
+    part.mkdir(parents=True)
+    for name, source in {
+        "__init__": "",
+        "a": "from .b import x",
+        "b": "from ..c import y",
+        "../c": "y = 1",
+        "../d": "",
+    }.items():
+        (part / f"{name}.py").write_text(source)
+    monkeypatch.setattr(engine, "PACKAGE", tmp_path / "localdpo")
+    engine._module.cache_clear()
+    assert [path.stem for path in engine.modules("import localdpo.part.a")] == ["c", "a", "b"]
+    engine._module.cache_clear()
+
+
+# -- the Snakefile -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", engine.profiles())
+def test_no_rule_of_ours_leaves_a_wildcard_out_of_its_params(profile):
+    config = yaml.safe_load(engine.profile_path(profile).read_text())
+    assert engine.lint(engine.snakefile_of(profile), config) == []
+
+
+def test_the_lint_finds_a_wildcard_that_was_left_out(tmp_path):
+    careful = engine.snakefile_of("tour").read_text()
+    careless = careful.replace("params: seed=lambda w: w.seed, noise_alpha", "params: noise_alpha").replace(
+        "-p seed={params.seed} -p noise_alpha", "-p seed={wildcards.seed} -p noise_alpha"
+    )
+    assert careless != careful
+    (tmp_path / "Snakefile").write_text(careless)
+    config = yaml.safe_load(engine.profile_path("tour").read_text())
+    assert engine.lint(tmp_path / "Snakefile", config) == ["rule tour: wildcard `seed` is missing in params:"]
+
+
+def test_the_lint_finds_the_shared_cache(tmp_path):
+    (tmp_path / "Snakefile").write_text("rule a:\n    output: 'a'\n    cache: True\n    shell: 'touch {output}'\n")
+    assert engine.lint(tmp_path / "Snakefile") == ["rule a: `cache:` hands one result to many jobs"]
+
+
+# -- profiles and options ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"seeds": None}, "`seeds` is None"),
+        ({"sead": 3}, "`sead`"),
+        ({"frames": 9.5}, "`frames` is 9.5"),
+        ({"size": True}, "`size` is True"),
+        ({"about": None}, "has no `about`"),
+        ({"graph": "tuor"}, "`graph` is 'tuor'"),
+    ],
+)
+def test_a_profile_with_a_mistake_is_refused_by_name(tmp_path, change, said):
+    profile = {**yaml.safe_load(engine.profile_path("tour").read_text()), **change}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
+    done = subprocess.run(
+        [sys.executable, "-m", "localdpo.cli", "paper", "--profile", tmp_path / "mine.yaml", "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (
+        done.returncode == 2 and said in done.stderr and "mine.yaml" in done.stderr and "Traceback" not in done.stderr
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_that_is_no_yaml_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("about: [")
+    with pytest.raises(Refused, match="mine.yaml: is no readable yaml.*line 1"):
+        engine.run(tmp_path / "mine.yaml", tmp_path / "out")
+
+
+def test_an_unknown_profile_is_refused_with_the_list():
+    with pytest.raises(Refused, match="tours: is no profile\n  -> choose one of quick, tour"):
+        engine.run("tours")
+
+
+def test_as_many_cores_are_used_as_may_be(monkeypatch):
+    monkeypatch.setattr(engine.info, "processors", lambda: 3)  # of a machine that has more
+    words = engine.arguments("tour", "out")
+    assert words[words.index("--cores") + 1] == "3"
+    words = engine.arguments("tour", "out", cores=5)
+    assert words[words.index("--cores") + 1] == "5"
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    monkeypatch.setattr(engine, "find_spec", lambda name: True)  # as if the extra `slurm` were installed
+
+
+def test_slurm_without_its_plugin_is_refused_with_the_command():
+    if engine.find_spec("snakemake_executor_plugin_slurm"):
+        pytest.skip("the plugin is installed")
+    with pytest.raises(Refused, match=r"needs Snakemake's plugin.*\n.*pip install"):
+        engine.run("tour", slurm="partition=gpu", dry_run=True)
+
+
+def test_slurm_words_become_resources(slurm):
+    words = engine.arguments("tour", "out", slurm="partition=gpu,account=me,jobs=8,runtime=240")
+    assert words[words.index("--executor") + 1] == "slurm" and words[words.index("--jobs") + 1] == "8"
+    assert {"slurm_partition=gpu", "slurm_account=me", "runtime=240"} <= set(words) and "--cores" not in words
+
+
+def test_a_misspelt_slurm_word_is_refused(slurm):
+    with pytest.raises(Refused, match="does not know partitoin"):
+        engine.arguments("tour", "out", slurm="partitoin=gpu")
+
+
+def test_a_run_beside_a_run_is_refused(graph):
+    (graph.folder / "pause-0").touch()
+    first = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for((graph.folder / "started-0").exists)
+    status, said = graph()
+    assert status == 1 and f"process {first.pid}" in said
+    (graph.folder / "pause-0").unlink()
+    assert first.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("words", ["jobs", "jobs=x", "partition=,jobs=2"])
+def test_half_a_slurm_word_is_refused(slurm, words):
+    with pytest.raises(Refused, match="is not a list of name=value"):
+        engine.arguments("tour", "out", slurm=words)
+
+
+# -- the tour itself -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_tour_makes_a_page_that_stands_alone(tmp_path):
+    (tmp_path / "little.yaml").write_text(
+        yaml.safe_dump(
+            {"about": "a little tour", "graph": "tour", "seeds": [5], "frames": 5, "size": 32, "noise_alpha": 0.8}
+        )
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "localdpo.cli",
+        "paper",
+        "--profile",
+        tmp_path / "little.yaml",
+        "--out",
+        tmp_path / "out",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "a little tour" in page and "data:video/mp4" in page and "data:image/png" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert (tmp_path / "out" / link).exists(), link
+    (tmp_path / "out" / "notebooks" / "tour-a.ipynb").touch()  # as a refused step leaves it
+    shutil.copy(
+        tmp_path / "out" / "tables" / "tour-5.json", tmp_path / "out" / "tables" / "tour-4.json"
+    )  # another profile's
+    (tmp_path / "out" / "manifest.json").unlink()
+    subprocess.run(words, check=True, capture_output=True)
+    assert (tmp_path / "out" / "manifest.json").exists() and (tmp_path / "out" / "index.html").read_text().count(
+        "<td>5</td>"
+    ) == 1
+    assert "tour-a" not in (tmp_path / "out" / "index.html").read_text()
+    numbers = json.loads((tmp_path / "out" / "tables" / "tour-5.json").read_text())
+    assert numbers["first_loss"] == pytest.approx(0.6931, abs=1e-4) and numbers["noise_alpha"] == 0.8
+    for path in (tmp_path / "out").rglob("*.ipynb"):
+        assert str(paths.root()) not in path.read_text() and os.path.expanduser("~") not in path.read_text()

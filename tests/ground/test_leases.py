@@ -1,0 +1,151 @@
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from localdpo.ground import leases
+from localdpo.ground.errors import Refused
+
+HOLD = "import sys, time; from localdpo.ground import leases\nwith leases.sole_run(sys.argv[1]): print('mine', flush=True); time.sleep(60)"
+
+
+def holder(folder):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "mine\n"
+    return process
+
+
+def test_a_second_run_is_refused_and_told_who_the_first_is(tmp_path):
+    first = holder(tmp_path)
+    with pytest.raises(Refused, match=f"process {first.pid} on"), leases.sole_run(tmp_path):
+        pass
+    first.kill()
+    first.wait()
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    first = holder(tmp_path)
+    first.kill()
+    first.wait()
+    with leases.sole_run(tmp_path):
+        assert str(os.getpid()) in leases._note(tmp_path / ".run")
+
+
+def test_two_folders_do_not_know_of_each_other(tmp_path):
+    with leases.sole_run(tmp_path / "a"), leases.sole_run(tmp_path / "b"):
+        assert os.environ[leases.LEADER].endswith(f":{tmp_path / 'b'}")
+    assert leases.LEADER not in os.environ
+
+
+def test_a_step_ends_with_its_run_and_the_next_run_waits_for_that(tmp_path):
+    step = "from localdpo.ground import leases; import time\nwith leases.job(): print('working', flush=True); time.sleep(60)"
+    code = (
+        "import subprocess, sys, time; from localdpo.ground import leases\n"
+        f"with leases.sole_run({str(tmp_path)!r}): print(subprocess.Popen([sys.executable, '-c', {step!r}]).pid, flush=True); time.sleep(60)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    said = {run.stdout.readline().strip() for _ in range(2)}
+    assert "working" in said
+    with pytest.raises(Refused), leases.sole_run(tmp_path):
+        pass
+    run.kill()  # and nobody asks for its status: it stays a zombie, as under a launcher or in a container
+    with leases.sole_run(tmp_path, patience=30):
+        (pid,) = said - {"working"}
+        deadline = time.monotonic() + 10  # its locks go a moment before it does
+        while _runs(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    run.wait()
+
+
+def _runs(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_steps_that_do_not_end_are_named_instead_of_waited_for(tmp_path):
+    hold = f"import fcntl, time; f = open({str(tmp_path / '.steps')!r}, 'a'); fcntl.flock(f, fcntl.LOCK_SH); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(Refused, match="still has steps of an earlier run"), leases.sole_run(tmp_path, patience=0.3):
+        pass
+    other.kill()
+    other.wait()
+
+
+def test_a_step_without_a_run_needs_nothing(monkeypatch):
+    monkeypatch.delenv(leases.LEADER, raising=False)
+    threads = threading.active_count()
+    with leases.job():
+        assert threading.active_count() == threads  # nobody to watch
+
+
+def test_devices_are_never_shared_and_all_are_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALDPO_DEVICES", "pytest-a,pytest-b")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    log = tmp_path / "log"
+    code = (
+        "import os, time; from localdpo.ground import leases\n"
+        "with leases.devices(1):\n"
+        f"    device, log = os.environ['CUDA_VISIBLE_DEVICES'], open({str(log)!r}, 'a', buffering=1)\n"
+        "    log.write(f'{time.monotonic()} + {device}\\n'); time.sleep(0.5); log.write(f'{time.monotonic()} - {device}\\n')"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(5)]
+    assert [run.wait(timeout=60) for run in runs] == [0] * 5
+    held, used = Counter(), Counter()
+    for _, sign, device in sorted(line.split() for line in log.read_text().splitlines()):
+        held[device] += 1 if sign == "+" else -1
+        used[device] += sign == "+"
+        assert held[device] in (0, 1)
+    assert set(used) == {"pytest-a", "pytest-b"} and used.total() == 5
+
+
+def test_a_killed_holder_gives_its_device_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALDPO_DEVICES", "pytest-only")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    code = "import time; from localdpo.ground import leases\nwith leases.devices(1): print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    other.kill()
+    other.wait()
+    started = time.monotonic()
+    out = subprocess.run(
+        [sys.executable, "-c", code.replace("time.sleep(60)", "pass")], capture_output=True, text=True, check=True
+    ).stdout
+    assert out == "held\n" and time.monotonic() - started < 10
+
+
+def test_device_0_of_another_slurm_job_is_another_device(monkeypatch):
+    monkeypatch.setenv("LOCALDPO_DEVICES", "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "pytest-1")
+    with leases.devices(1):
+        with pytest.raises(Refused, match="came free"), leases.devices(1, patience=0):
+            pass
+        monkeypatch.setenv("SLURM_JOB_ID", "pytest-2")
+        with leases.devices(1, patience=0) as mine:
+            assert mine == ["0"]
+
+
+@pytest.mark.parametrize("variable", ["LOCALDPO_DEVICES", "CUDA_VISIBLE_DEVICES"])
+def test_more_devices_than_there_are_are_refused(variable, monkeypatch):
+    monkeypatch.delenv("LOCALDPO_DEVICES", raising=False)
+    monkeypatch.setenv(variable, "0,1")
+    with pytest.raises(Refused, match="--gpus 3: this host has 2 devices"), leases.devices(3):
+        pass
+
+
+def test_a_negative_number_of_devices_is_refused():
+    with pytest.raises(Refused, match="--gpus -1"), leases.devices(-1):
+        pass
+
+
+def test_no_devices_are_asked_for_when_none_are_needed(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with leases.devices(0) as none:
+        assert none == [] and os.environ["CUDA_VISIBLE_DEVICES"] == "7"

@@ -1,0 +1,60 @@
+import os
+import subprocess
+import sys
+
+import nbformat
+
+from localdpo.engine import rerun
+
+COUNT = (
+    "from localdpo.ground.progress import progress\nfor _ in progress(range(3), 'work', unit='clips', every=0): pass"
+)
+
+
+def test_a_log_gets_lines():
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("work: 3/3 clips") and "\r" not in done.stderr and done.stdout == ""
+
+
+def test_a_terminal_gets_a_bar(terminal):
+    ours, theirs = terminal
+    subprocess.run([sys.executable, "-c", COUNT], stderr=theirs, check=True)
+    os.close(theirs)
+    assert "\rwork: 100%" in os.read(ours, 100_000).decode()
+
+
+def test_a_notebook_reports_to_the_terminal_of_its_rerun(notebook, tmp_path):
+    path = notebook("n: int = 3", COUNT)
+    done = subprocess.run(
+        [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "out: work: 3/3 clips" in done.stderr
+    assert "3/3" not in (tmp_path / "out.ipynb").read_text()
+
+
+def test_a_log_file_loses_no_line(notebook, tmp_path):
+    path = notebook("n: int = 3", COUNT)
+    with open(tmp_path / "log", "w") as log:
+        log.write("before\n")
+        log.flush()
+        words = [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb"]
+        subprocess.run(words, stdout=log, stderr=log, check=True)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "before" and lines[-1].startswith("small.ipynb done") and len(lines) >= 4
+    assert all(line.startswith("out: work: ") for line in lines[1:-1])
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_work(tmp_path):
+    environment = {**os.environ, "LOCALDPO_PROGRESS": str(tmp_path / "gone" / "tty")}
+    subprocess.run([sys.executable, "-c", COUNT], env=environment, check=True)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_bar_in_a_cell_leaves_no_trace_of_its_speed(notebook, tmp_path):
+    path = notebook("n: int = 3", "import os; del os.environ['LOCALDPO_PROGRESS']", COUNT)  # as in JupyterLab
+    outputs = nbformat.read(rerun.run(path, tmp_path / "out.ipynb"), as_version=4).cells[-1].outputs
+    assert [output.get("data") for output in outputs] == [{"text/plain": ""}]
