@@ -18,12 +18,12 @@ from ..media import video
 from . import table
 from localdpo.scoring.scorer import (
     PROVENANCE,
-    WeightsMissing,
     checked_provenance,
     get_scorer,
     score_frames,
     score_video,
 )
+from .weights import WeightsMissing
 
 # %% ../../nbs/60_scoring/04_videos.ipynb #b84fc757
 def judge(path, prompt, scorers, each_frame=False):

@@ -16,7 +16,8 @@ from localdpo.miniature.reader import interval
 from localdpo.scoring.critics import critic as critics
 from localdpo.scoring.critics import flaws
 from localdpo.scoring.critics.networks import HEADS, NETWORKS, bradley_terry
-from localdpo.scoring.scorer import WeightsMissing, checked_provenance, get_scorer, score_video
+from localdpo.scoring.scorer import checked_provenance, get_scorer, score_video
+from localdpo.scoring.weights import WeightsMissing
 
 NAMES = list(NETWORKS)
 ITEMS = pools.pool("curated", 160, "held out", seed=5)

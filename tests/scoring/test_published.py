@@ -11,7 +11,8 @@ import torch
 
 from localdpo.ground.errors import Refused
 from localdpo.scoring import scorer as core
-from localdpo.scoring.learned import clip, learned, musiq, videoalign
+from localdpo.scoring import weights
+from localdpo.scoring.learned import clip, imagereward, musiq, pixels, videoalign
 from localdpo.scoring.vbench import amt, dimensions, networks, raft, totals
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 70, 101, 3), np.uint8)
@@ -23,7 +24,7 @@ def golden(name):
     scorer = core.get_scorer(name)
     try:
         scorer.weights()
-    except core.WeightsMissing as missing:
+    except weights.WeightsMissing as missing:
         pytest.skip(str(missing))
     return scorer
 
@@ -118,12 +119,12 @@ def test_a_scorer_runs_from_its_files_and_gives_what_the_model_gives(tmp_path, t
     model, size = tiny_clip(vocabulary=tokens[2])
     monkeypatch.setitem(clip.SIZES, "H/14", size)
     for source in clip.HPSv20.sources:
-        folder = core.weights_folder(source.repository)
+        folder = weights.weights_folder(source.repository)
         folder.mkdir(parents=True)
         for name, file in zip(clip.TOKENS, tokens[:2], strict=True):
             (folder / name).write_bytes(file.read_bytes())
     torch.save(
-        {"state_dict": to_open_clip(model.state_dict())}, core.weights_folder("xswu/HPSv2") / "HPS_v2_compressed.pt"
+        {"state_dict": to_open_clip(model.state_dict())}, weights.weights_folder("xswu/HPSv2") / "HPS_v2_compressed.pt"
     )
     scorer = core.get_scorer("hpsv2.0", device="cpu")
     parts = [f"{file} sha256 {sha256(path.read_bytes()).hexdigest()}" for file, path in zip(
@@ -169,7 +170,7 @@ def test_vbench_pixels_are_neither_filtered_nor_rounded():
     x = torch.from_numpy(FRAMES).permute(0, 3, 1, 2).float()
     wide = torch.nn.functional.interpolate(x, size=(224, 323), mode="bicubic", align_corners=False, antialias=False)
     middle = wide[..., 50:274] / 255  # an odd margin of 99: round(49.5) is 50
-    expected = (middle - torch.tensor(learned.CLIP_MEAN)[:, None, None]) / torch.tensor(learned.CLIP_STD)[:, None, None]
+    expected = (middle - torch.tensor(pixels.CLIP_MEAN)[:, None, None]) / torch.tensor(pixels.CLIP_STD)[:, None, None]
     torch.testing.assert_close(clip.vbench_pixels(FRAMES), expected)
 
 
@@ -200,11 +201,11 @@ REAL = (
 @pytest.mark.parametrize("name", REAL)
 def test_without_weights_a_scorer_says_which_and_how_they_come_here(name):
     scorer = core.get_scorer(name)
-    with pytest.raises(core.WeightsMissing) as missing:
+    with pytest.raises(weights.WeightsMissing) as missing:
         scorer.score(np.zeros((4, 130, 140, 3), np.uint8), "a cat", 8)
     assert [one.checkpoint for one in missing.value.each] == [source.repository for source in scorer.sources]
     for one, source in zip(missing.value.each, scorer.sources, strict=True):
-        assert str(core.weights_folder(one.checkpoint)) in one.then
+        assert str(weights.weights_folder(one.checkpoint)) in one.then
         assert one.missing == ", ".join(name.split("|")[0] for name in source.files)
     facts = core.checked_provenance(scorer)
     assert facts["revision"] == "not on this machine" and all(facts.values())
@@ -220,7 +221,7 @@ def test_what_lies_in_the_cache_of_the_hub_is_known_by_its_commit(tmp_path, monk
 
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
     for name in clip.TOKENS:
-        file = core.weights_folder("laion/CLIP-ViT-H-14-laion2B-s32B-b79K") / name
+        file = weights.weights_folder("laion/CLIP-ViT-H-14-laion2B-s32B-b79K") / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(name.encode())
     facts = core.get_scorer("pickscore").provenance()
@@ -232,18 +233,18 @@ def test_what_lies_in_the_cache_of_the_hub_is_known_by_its_commit(tmp_path, monk
 def test_a_checksum_is_computed_once_and_again_when_the_file_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALDPO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "judge.pt").write_bytes(b"one")
-    assert learned.checksum(tmp_path / "judge.pt") == sha256(b"one").hexdigest()
+    assert weights.checksum(tmp_path / "judge.pt") == sha256(b"one").hexdigest()
     with monkeypatch.context() as only:
         only.setattr("hashlib.file_digest", None)
-        assert learned.checksum(tmp_path / "judge.pt") == sha256(b"one").hexdigest()
+        assert weights.checksum(tmp_path / "judge.pt") == sha256(b"one").hexdigest()
     (tmp_path / "judge.pt").write_bytes(b"two")
-    assert learned.checksum(tmp_path / "judge.pt") == sha256(b"two").hexdigest()
+    assert weights.checksum(tmp_path / "judge.pt") == sha256(b"two").hexdigest()
     next(Path(tmp_path / "cache").rglob("*.json")).write_text("{")
-    assert learned.checksum(tmp_path / "judge.pt") == sha256(b"two").hexdigest()
+    assert weights.checksum(tmp_path / "judge.pt") == sha256(b"two").hexdigest()
 
 
 def test_a_file_that_is_not_the_published_one_is_refused_before_the_work(tmp_path):
-    file = core.weights_folder("chaofengc/IQA-PyTorch") / "musiq_spaq_ckpt-358bb6af.pth"
+    file = weights.weights_folder("chaofengc/IQA-PyTorch") / "musiq_spaq_ckpt-358bb6af.pth"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"another")
     with pytest.raises(Refused, match="is not the published file"):
@@ -265,12 +266,12 @@ def test_no_scorer_imports_torchvision():
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "judge.pt").write_bytes(b"not weights")
     with pytest.raises(Refused, match="judge.pt: cannot be read as weights"):
-        learned.tensors(tmp_path / "judge.pt")
+        weights.tensors(tmp_path / "judge.pt")
     torch.save({"model": {}}, tmp_path / "judge.pt")
     with pytest.raises(Refused, match="holds no 'state_dict'"):
-        learned.tensors(tmp_path / "judge.pt", "state_dict")
+        weights.tensors(tmp_path / "judge.pt", "state_dict")
     with pytest.raises(Refused, match="SHA-256 begins with [0-9a-f]{4}, not 358b"):
-        learned.check_hash(tmp_path / "judge.pt", "358b")
+        weights.check_hash(tmp_path / "judge.pt", "358b")
 
 
 # The published ranges, wide enough for any real clip: a wrong head, scale or cut falls outside.
@@ -407,11 +408,11 @@ def test_musiq_has_the_published_size_and_a_missing_key_is_named(tmp_path):
     lost = "transformer_encoder.transformer.encoderblock_1.attention.key.weight"
     del small[lost]
     with pytest.raises(Refused, match=r"encoderblock_1\.attention\.query\.weight"):
-        learned.fill(random_musiq(), musiq.from_pyiqa(small), "musiq.pth")
+        weights.fill(random_musiq(), musiq.from_pyiqa(small), "musiq.pth")
 
 
 def test_a_twin_of_the_musiq_checkpoint_is_refused(tmp_path):
-    file = core.weights_folder("chaofengc/IQA-PyTorch") / "musiq_spaq_ckpt-358bb6af.pth"
+    file = weights.weights_folder("chaofengc/IQA-PyTorch") / "musiq_spaq_ckpt-358bb6af.pth"
     file.parent.mkdir(parents=True)
     torch.save(to_pyiqa(musiq.Musiq().state_dict(), 384), file)
     with pytest.raises(Refused, match="is not the published file: its SHA-256 begins with"):
@@ -447,7 +448,7 @@ TINY_BLIP = dict(
 def random_reward():
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = musiq.ImageRewardModel(**TINY_BLIP, sizes=(6, 5, 4, 3, 1)).eval()
+        model = imagereward.ImageRewardModel(**TINY_BLIP, sizes=(6, 5, 4, 3, 1)).eval()
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.3)
     return model
@@ -460,8 +461,8 @@ def to_image_reward(state):
         "blip.vision_proj.weight": torch.ones(4, 16),
         "blip.text_proj.bias": torch.ones(4),
     }
-    ends = {ours: theirs for theirs, ours in musiq._VISION.items()}
-    blocks = {ours: theirs for theirs, ours in musiq._BLOCK.items()}
+    ends = {ours: theirs for theirs, ours in imagereward._VISION.items()}
+    blocks = {ours: theirs for theirs, ours in imagereward._BLOCK.items()}
     for key, tensor in state.items():
         part, _, rest = key.partition(".")
         place, _, kind = rest.rpartition(".")
@@ -481,17 +482,17 @@ def to_image_reward(state):
 
 def test_image_reward_takes_every_key_and_fills_every_place():
     model = random_reward()
-    ours = musiq.from_image_reward(to_image_reward(model.state_dict()))
+    ours = imagereward.from_image_reward(to_image_reward(model.state_dict()))
     assert ours.keys() == model.state_dict().keys()
     assert all(torch.equal(ours[k], v) for k, v in model.state_dict().items())
     odd = to_image_reward(model.state_dict()) | {"blip.visual_encoder.blocks.0.attn.q_norm.weight": torch.ones(2)}
     with pytest.raises(Refused, match="blip.visual_encoder.blocks.0.attn.q_norm.weight"):
-        learned.fill(model, musiq.from_image_reward(odd), "ImageReward.pt")
+        weights.fill(model, imagereward.from_image_reward(odd), "ImageReward.pt")
 
 
 def test_image_reward_of_the_published_size_has_its_keys():
     with torch.device("meta"):
-        model = musiq.ImageRewardModel(**musiq.BLIP)
+        model = imagereward.ImageRewardModel(**imagereward.BLIP)
     state = to_image_reward(model.state_dict())
     assert state["blip.visual_encoder.blocks.23.attn.qkv.weight"].shape == (3072, 1024)
     assert state["blip.text_encoder.encoder.layer.11.crossattention.self.key.weight"].shape == (768, 1024)
@@ -507,7 +508,7 @@ def test_image_reward_reads_35_tokens_and_looks_at_the_frame(tmp_path):
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     words = BertTokenizer(vocab=str(tmp_path / "vocab.txt"))
-    scorer = musiq.ImageReward.made_of(random_reward(), words)
+    scorer = imagereward.ImageReward.made_of(random_reward(), words)
     values = scorer.per_frame(FRAMES, "a cat sits", 8)["imagereward"]
     assert values.shape == (5,) and len(np.unique(values)) == 5
     assert not np.allclose(values, scorer.per_frame(FRAMES, "a dog sits", 8)["imagereward"])
@@ -710,7 +711,7 @@ def test_raft_takes_every_key_and_has_the_published_size():
     assert "module.cnet.layer2.0.norm3.running_mean" in state and "module.update_block.gru.convq2.bias" in state
     assert raft.from_raft(state).keys() == model.state_dict().keys()
     with pytest.raises(Refused, match="update_block.extra.weight"):
-        learned.fill(
+        weights.fill(
             raft.Raft(), raft.from_raft(state | {"module.update_block.extra.weight": torch.ones(1)}), "raft.pth"
         )
 
@@ -795,7 +796,7 @@ def test_dino_is_the_network_that_blip_uses_too():
     )
     size = dict(hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, layer_norm_eps=1e-6)
     other = BlipVisionModel(BlipVisionConfig(**size, image_size=224, patch_size=112)).eval()
-    renamed = musiq.from_image_reward({f"blip.visual_encoder.{k}": v for k, v in state.items()})
+    renamed = imagereward.from_image_reward({f"blip.visual_encoder.{k}": v for k, v in state.items()})
     other.load_state_dict({k.removeprefix("vision."): v for k, v in renamed.items()})
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
@@ -861,7 +862,7 @@ def test_viclip_of_one_frame_is_clip():
             pad = {"c_fc.weight": (0, 0, 0, more), "c_fc.bias": (0, more), "c_proj.weight": (0, more)}
             end = key.rpartition("mlp.")[2]
             state[key] = torch.nn.functional.pad(state[key], pad[end]) if end in pad else state[key]
-    learned.fill(video, networks.from_viclip(state | {"temp": torch.tensor(0.01)}), "viclip.pth")
+    weights.fill(video, networks.from_viclip(state | {"temp": torch.tensor(0.01)}), "viclip.pth")
     x, ids = torch.randn(1, 3, 224, 224), torch.tensor([18, 3, 5, 19])
     unit = lambda v: torch.nn.functional.normalize(v.pooler_output[0], dim=-1)  # noqa: E731
     with torch.no_grad():

@@ -28,7 +28,8 @@ from localdpo.sampling import videos as sampling
 from localdpo.sampling.folders import find_videos
 from localdpo.scoring import measures, table
 from localdpo.scoring import scorer as core
-from localdpo.scoring.scorer import Scorer, WeightsMissing, get_scorer, score_video
+from localdpo.scoring.scorer import Scorer, get_scorer, score_video
+from localdpo.scoring.weights import WeightsMissing
 
 ITEMS = pools.pool("curated", 6, "held out")
 WORDS = dict(preprocessing="none", pooling="none", prompt="not used")

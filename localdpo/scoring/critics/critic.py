@@ -21,7 +21,7 @@ from ...ground.errors import Refused
 from ...ground.paths import atomic
 from ...miniature.reader import WORDS, checked
 from .networks import HEADS, NETWORKS
-from ..scorer import WeightsMissing
+from ..weights import WeightsMissing
 
 # %% ../../../nbs/60_scoring/critics/01_critic.ipynb #d38be4a3
 def understood(prompt):

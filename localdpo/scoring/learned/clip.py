@@ -15,8 +15,18 @@ import torch.nn.functional as F
 
 from ...backbones.backbone import place
 from ...ground.errors import Refused
-from . import learned
-from .learned import Published, Source
+from localdpo.scoring.learned.pixels import (
+    CLIP_MEAN,
+    CLIP_STD,
+    crop,
+    floats,
+    normalised,
+    resize,
+    resize_pictures,
+    shorter_side,
+)
+from .published import Published, features
+from ..weights import Source, fill, tensors
 
 # %% ../../../nbs/60_scoring/learned/02_clip.ipynb #bd740246
 def _size(patch, projection, act, vision, text):
@@ -112,23 +122,23 @@ def tokenizer(vocabulary, merges):
 
 def vbench_pixels(frames, device="cpu"):
     "As VBench does: floats, bicubic without a filter, shorter side 224, the middle square; nothing is rounded."
-    x = learned.floats(frames, device)
-    x = learned.resize(x, learned.shorter_side(*x.shape[-2:], 224), antialias=False)
-    return learned.normalised(learned.crop(x, 224) / 255)
+    x = floats(frames, device)
+    x = resize(x, shorter_side(*x.shape[-2:], 224), antialias=False)
+    return normalised(crop(x, 224) / 255)
 
 
 def padded_pixels(frames, device="cpu"):
     "As HPS v2 does: longer side 224, the rest filled with black; filtered, as torchvision does since 0.17."
-    x = learned.floats(frames, device) / 255
+    x = floats(frames, device) / 255
     height, width = (round(side * 224 / max(x.shape[-2:])) for side in x.shape[-2:])
-    x, tall, wide = learned.resize(x, (height, width), antialias=True), 224 - height, 224 - width
-    return learned.normalised(F.pad(x, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2)))
+    x, tall, wide = resize(x, (height, width), antialias=True), 224 - height, 224 - width
+    return normalised(F.pad(x, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2)))
 
 
 def processor_pixels(frames, device="cpu"):
     "As the CLIP processor of transformers does: Pillow's bicubic, shorter side 224, the middle square."
-    x = learned.resize_pictures(frames, learned.shorter_side(*frames.shape[1:3], 224)).to(device)
-    return learned.normalised(learned.crop(x, 224, int) / 255)
+    x = resize_pictures(frames, shorter_side(*frames.shape[1:3], 224)).to(device)
+    return normalised(crop(x, 224, int) / 255)
 
 # %% ../../../nbs/60_scoring/learned/02_clip.ipynb #6baacc1f
 class _Fit(Published):
@@ -142,8 +152,8 @@ class _Fit(Published):
     inside = None
 
     def load(self, weights, *tokens):
-        state = self.layout(learned.tensors(weights, self.inside))
-        return learned.fill(build(self.size), state, weights), tokenizer(*tokens)
+        state = self.layout(tensors(weights, self.inside))
+        return fill(build(self.size), state, weights), tokenizer(*tokens)
 
     def scale(self, model, cosine):
         return cosine
@@ -153,10 +163,10 @@ class _Fit(Published):
         (model, words), device = self.parts, place(self.device)
         length = model.config.text_config.max_position_embeddings
         ids = words(prompt, truncation=True, max_length=length, return_tensors="pt").input_ids.to(device)
-        text = F.normalize(learned.features(model.get_text_features(input_ids=ids)), dim=-1)
+        text = F.normalize(features(model.get_text_features(input_ids=ids)), dim=-1)
         values = []
         for some in self.in_batches(frames):
-            seen = learned.features(model.get_image_features(pixel_values=self.pixels(some, device)))
+            seen = features(model.get_image_features(pixel_values=self.pixels(some, device)))
             values.append(self.scale(model, F.normalize(seen, dim=-1) @ text[0]))
         return {self.columns[0]: torch.cat(values).cpu().numpy()}
 
@@ -218,13 +228,13 @@ class AestheticQuality(Published):
     )
 
     def load(self, clip, head):
-        model = learned.fill(build("L/14"), without_positions(learned.tensors(clip)), clip)
-        return model, learned.fill(torch.nn.Linear(768, 1), learned.tensors(head), head)
+        model = fill(build("L/14"), without_positions(tensors(clip)), clip)
+        return model, fill(torch.nn.Linear(768, 1), tensors(head), head)
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
         (model, head), device, values = self.parts, place(self.device), []
         for some in self.in_batches(frames):
-            seen = learned.features(model.get_image_features(pixel_values=vbench_pixels(some, device)))
+            seen = features(model.get_image_features(pixel_values=vbench_pixels(some, device)))
             values.append(head(F.normalize(seen, dim=-1))[:, 0] / 10)
         return dict(aesthetic_quality=torch.cat(values).cpu().numpy())

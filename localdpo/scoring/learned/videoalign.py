@@ -17,8 +17,9 @@ from torch import nn
 
 from ...backbones.backbone import place
 from ...ground.errors import Refused
-from . import learned
-from .learned import Published, Source
+from .pixels import floats, normalised, resize
+from .published import Published
+from ..weights import Source, fill, tensors
 
 # %% ../../../nbs/60_scoring/learned/05_videoalign.ipynb #f7af010e
 def sampled(total, fps, rate=2.0, least=4, most=768):
@@ -42,8 +43,8 @@ def sides(height, width, factor=28, least=128 * 28 * 28, most=448 * 448):
 # %% ../../../nbs/60_scoring/learned/05_videoalign.ipynb #502f9df6
 def patches(frames, size, patch=14, merge=2):
     "Frames of bytes as Qwen2-VL takes them: rows of two frames by 14 by 14 pixels, and how many (time, height, width)."
-    x = learned.resize(learned.floats(frames), size, antialias=True).round().clamp(0, 255)
-    x = learned.normalised(x / 255)
+    x = resize(floats(frames), size, antialias=True).round().clamp(0, 255)
+    x = normalised(x / 255)
     x = torch.cat([x, x[-1:]]) if len(x) % 2 else x
     time, tall, wide = len(x) // 2, size[0] // patch, size[1] // patch
     x = x.reshape(time, 2, 3, tall // merge, merge, patch, wide // merge, merge, patch)
@@ -222,9 +223,9 @@ class VideoAlign(Published):
     def load(self, config, weights, tokens, template):
         scale, norms = settings(config)
         text, words = rubric(template), tokenizer(tokens)
-        state = from_videoalign(learned.tensors(weights), scale)
+        state = from_videoalign(tensors(weights), scale)
         rows = len(state.get("body.language_model.embed_tokens.weight", ()))
-        model = learned.fill(RewardModel(**QWEN2_VL_2B, vocabulary=rows), state, weights)
+        model = fill(RewardModel(**QWEN2_VL_2B, vocabulary=rows), state, weights)
         if rows <= words.token_to_id(MARKS[-1]):
             raise Refused(tokens, f"has more tokens than the {rows} of {weights.name}", "use the one of the checkpoint")
         return model, words, text, norms

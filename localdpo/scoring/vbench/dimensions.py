@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from ...backbones.backbone import place
-from ..learned import clip, learned
-from ..learned.learned import Published, Source
+from ..learned import clip
+from ..learned.pixels import crop, floats, normalised, resize, shorter_side
+from ..learned.published import Published, features
 from . import amt, raft
 from .networks import Dino, ViClip, eight, from_dino, from_viclip
+from ..weights import Source, fill, tensors
 
 # %% ../../../nbs/60_scoring/vbench/01_dimensions.ipynb #f8173dc6
 def staying(features):
@@ -63,12 +65,12 @@ class SubjectConsistency(_Staying):
     )
 
     def load(self, path):
-        return (learned.fill(Dino(), from_dino(learned.tensors(path)), path),)
+        return (fill(Dino(), from_dino(tensors(path)), path),)
 
     def seen(self, frames, device):
-        x = learned.floats(frames, device)
-        x = learned.resize(x, learned.shorter_side(*x.shape[-2:], 224), "bilinear")
-        return self.parts[0](learned.normalised(x / 255, *IMAGENET))
+        x = floats(frames, device)
+        x = resize(x, shorter_side(*x.shape[-2:], 224), "bilinear")
+        return self.parts[0](normalised(x / 255, *IMAGENET))
 
 
 class BackgroundConsistency(_Staying):
@@ -79,11 +81,11 @@ class BackgroundConsistency(_Staying):
     sources = (Source("openai/clip-vit-base-patch32", ("model.safetensors|pytorch_model.bin",)),)
 
     def load(self, path):
-        return (learned.fill(clip.build("B/32"), clip.without_positions(learned.tensors(path)), path),)
+        return (fill(clip.build("B/32"), clip.without_positions(tensors(path)), path),)
 
     def seen(self, frames, device):
         pixels = clip.vbench_pixels(frames, device)
-        return learned.features(self.parts[0].get_image_features(pixel_values=pixels))
+        return features(self.parts[0].get_image_features(pixel_values=pixels))
 
 # %% ../../../nbs/60_scoring/vbench/01_dimensions.ipynb #fb1fae39
 def moves(flow, shorter):
@@ -107,12 +109,12 @@ class DynamicDegree(Published):
     )
 
     def load(self, path):
-        return (learned.fill(raft.Raft(), raft.from_raft(learned.tensors(path)), path),)
+        return (fill(raft.Raft(), raft.from_raft(tensors(path)), path),)
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
         (model,), device = self.parts, place(self.device)
-        some = learned.floats(frames[:: max(1, round(fps / 8))], device)
+        some = floats(frames[:: max(1, round(fps / 8))], device)
         pairs = zip(some[:-1, None], some[1:, None], strict=True)
         return dict(dynamic_degree=np.array([moves(model(*pair)[0], min(some.shape[-2:])) for pair in pairs], float))
 
@@ -146,12 +148,12 @@ class MotionSmoothness(Published):
     sources = (Source("lalala125/AMT", ("amt-s.pth",)),)
 
     def load(self, path):
-        return (learned.fill(amt.Amt(), amt.from_amt(learned.tensors(path, "state_dict")), path),)
+        return (fill(amt.Amt(), amt.from_amt(tensors(path, "state_dict")), path),)
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
         (model,), device, near = self.parts, place(self.device), []
-        some = learned.floats(frames[: len(frames) - 1 + len(frames) % 2], device)
+        some = floats(frames[: len(frames) - 1 + len(frames) % 2], device)
         (height, width), (tall, wide) = some.shape[-2:], (-side % 16 for side in some.shape[-2:])
         filled = F.pad(some[::2] / 255, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2), mode="replicate")
         for before, after, real in zip(filled[:-1, None], filled[1:, None], some[1::2], strict=True):
@@ -191,14 +193,14 @@ class OverallConsistency(Published):
     )
 
     def load(self, path, *tokens):
-        model = learned.fill(ViClip(), from_viclip(learned.tensors(path, "model")), path)
+        model = fill(ViClip(), from_viclip(tensors(path, "model")), path)
         return model, clip.tokenizer(*tokens)
 
     @torch.inference_mode()
     def score(self, frames, prompt, fps):
         (model, words), device = self.parts, place(self.device)
-        x = learned.floats(frames[eight(len(frames))], device)
-        x = learned.resize(x, learned.shorter_side(*x.shape[-2:], 224)).round().clamp(0, 255)
-        seen = model.video(learned.normalised(learned.crop(x, 224) / 255))
+        x = floats(frames[eight(len(frames))], device)
+        x = resize(x, shorter_side(*x.shape[-2:], 224)).round().clamp(0, 255)
+        seen = model.video(normalised(crop(x, 224) / 255))
         ids = words(prompt, truncation=True, max_length=len(model.order)).input_ids
         return dict(overall_consistency=float(seen @ model.prompt(torch.tensor(ids, device=device))))
