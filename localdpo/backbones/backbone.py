@@ -186,16 +186,16 @@ class Backbone:
         return ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).movedim(1, -1)
 
     def tokens(self, prompts):
-        "The tokens of `prompts`, padded to the length the transformer was trained with; a prompt that does not fit is refused."
+        "The tokens of `prompts`, padded to the length the transformer was trained with; one that is longer is refused (`read_caption` cuts it)."
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         tokenizer = self.pipeline.tokenizer
-        found = tokenizer(prompts, padding="max_length", max_length=self.text_length, return_tensors=None)
+        found = tokenizer(prompts, padding="max_length", max_length=self.text_length, verbose=False)
         for prompt, ids in zip(prompts, found["input_ids"], strict=True):
             if len(ids) > self.text_length:
                 raise Refused(
                     f"prompt {prompt[:60]!r}",
                     f"has {len(ids)} tokens, {self.name} reads {self.text_length}",
-                    "shorten it: what is cut off would be ignored",
+                    "shorten it, or let its end go with --long-captions cut",
                 )
             # a large vocabulary spells any word from pieces; a tiny one knows the words of its world and no others
             if len(tokenizer) < 1000 and tokenizer.unk_token_id in ids:
