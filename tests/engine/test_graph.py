@@ -179,10 +179,10 @@ def test_a_fingerprint_follows_imports_through_modules(notebook, tmp_path, monke
     )
     reads = notebook("n: int = 0", "from localdpo.ground import paths", name="reads.ipynb")
     before = engine.fingerprint(draws), engine.fingerprint(reads)
-    with open(tmp_path / "localdpo" / "noise.py", "a") as module:
+    with open(tmp_path / "localdpo" / "ground" / "noise.py", "a") as module:
         module.write("\nCHANGED = 1\n")
     assert engine.fingerprint(draws) != before[0] and engine.fingerprint(reads) == before[1]
-    with open(tmp_path / "localdpo" / "errors.py", "a") as module:
+    with open(tmp_path / "localdpo" / "ground" / "errors.py", "a") as module:
         module.write("\nCHANGED = 1\n")  # both need it, through another module
     assert engine.fingerprint(reads) != before[1]
     engine._module.cache_clear()

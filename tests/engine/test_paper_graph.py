@@ -149,8 +149,8 @@ def test_a_graph_is_read_without_torch_and_shows_no_more_clips_than_prompts():
     lines = """
         import sys
         from localdpo.engine import graph
-        config = engine.load_profile(engine.profile_path("quick")) | dict(prompts=3)
-        (rule,) = (r for r in engine._rules(engine.snakefile_of("quick"), config) if r.name == "clips")
+        config = graph.load_profile(graph.profile_path("quick")) | dict(prompts=3)
+        (rule,) = (r for r in graph._rules(graph.snakefile_of("quick"), config) if r.name == "clips")
         assert len(rule.output) == 3 and "count=3" in rule.params.words, rule.params.words
         assert "torch" not in sys.modules"""
     subprocess.run([sys.executable, "-c", "\n".join(map(str.strip, lines.splitlines()))], check=True)

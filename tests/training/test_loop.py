@@ -852,7 +852,7 @@ def test_an_alarm_on_the_command_line_is_one_line_for_people(released, tmp_path,
         assert not command(released / "tiny-wan", released / "pairs", *words, "--batch", 1, "--rank", 2, "--warmup", 0)
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "the adapter does not learn" in line][0].startswith("localdpo: warning: step 21: ")
-    assert not any("Alarm" in line or "training.py" in line for line in said)
+    assert not any("Alarm" in line or "loop.py" in line for line in said)
 
 
 def test_a_model_of_another_autoencoder_is_refused(released, tmp_path, capsys):
