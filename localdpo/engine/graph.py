@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGE', 'WORKFLOW', 'PROFILES', 'SLURM', 'profiles', 'profile_path', 'load_profile', 'graphs', 'snakefile_of',
            'read_profile', 'recipes', 'check_recipe', 'modules', 'fingerprint', 'content', 'weights', 'lint',
-           'arguments', 'run', 'add_arguments', 'main']
+           'arguments', 'run']
 
 # %% ../../nbs/80_engine/01_graph.ipynb #92613341
 import ast
@@ -351,40 +351,3 @@ def run(profile, folder=None, *, dry_run=False, **options):
                 print("a killed run left its locks: unlocking, then going on where it stopped", file=sys.stderr)
                 _snakemake([*words, "--unlock"])
             return _snakemake(words)
-
-# %% ../../nbs/80_engine/01_graph.ipynb #70cd1c21
-def add_arguments(parser):
-    "Describe the command line of `localdpo paper`."
-    parser.add_argument(
-        "--profile",
-        default="quick",
-        metavar="NAME",
-        help=f"what to rerun: {', '.join(profiles())}, or a yaml file (default: quick)",
-    )
-    parser.add_argument("--cores", type=int, metavar="N", help="CPU cores to use (default: all that may be used)")
-    parser.add_argument(
-        "--slurm", metavar="WORDS", help="submit steps to Slurm, e.g. partition=gpu,account=me,jobs=32,runtime=240"
-    )
-    parser.add_argument("--out", metavar="DIR", help="where results go (default: reports/NAME)")
-    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would run and why, and stop")
-    parser.add_argument("--list", action="store_true", help="list the profiles and stop")
-    parser.add_argument("more", nargs="*", metavar="-- WORDS", help="further words for snakemake, after --")
-
-
-def main(args):
-    "Run a profile and say where its results are."
-    if args.list:
-        print("\n".join(f"{name:<8}{about}" for name, about in profiles().items()))
-        return 0
-    if args.cores is not None and args.cores < 1:
-        raise Refused(f"--cores {args.cores}", "is no number of cores", "give 1 or more")
-    folder = Path(args.out or paths.reports(profile_path(args.profile).stem))
-    status = run(args.profile, folder, cores=args.cores, slurm=args.slurm, dry_run=args.dry_run, more=args.more)
-    if status:
-        print(
-            "\nNot everything could be made. The reasons stand above; the same command goes on from here.",
-            file=sys.stderr,
-        )
-    elif not args.dry_run:
-        print(f"\nup to date: {os.path.relpath(folder / 'index.html')}")
-    return status

@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ def localdpo(*words, **options):
 def test_help_describes_every_word():
     done = localdpo("--help")
     assert done.returncode == 0
-    for word, (_, purpose) in cli.WORDS.items():
+    for word, purpose in cli.WORDS.items():
         assert word in done.stdout and purpose.split()[0] in done.stdout
 
 
@@ -29,6 +30,18 @@ def test_each_word_explains_itself(word):
     assert (
         done.returncode == 0 and done.stdout.startswith(f"usage: localdpo {word}") and len(done.stdout.splitlines()) > 5
     )
+
+
+def test_the_command_line_is_read_in_one_place():
+    package = Path(info.__file__).parents[1]
+    read = {
+        path.parent.name
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and "argparse" in [getattr(node, "module", None), *(alias.name for alias in node.names)]
+    }
+    assert read == {"cli"}
 
 
 def test_an_unknown_word_is_refused_with_the_list():
