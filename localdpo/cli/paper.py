@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from ..engine.graph import profile_path, profiles, run
+from ..engine.graph import run
+from ..engine.profile import profile_path, profiles
 from ..ground import paths
 from ..ground.errors import Refused
 

@@ -11,14 +11,18 @@ import time
 import pytest
 import yaml
 
+from localdpo.engine import fingerprints
 from localdpo.engine import graph as engine
+from localdpo.engine.lint import lint
+from localdpo.engine.profile import profile_path, profiles, snakefile_of
 from localdpo.ground import paths
 from localdpo.ground.errors import Refused
 
 SNAKEFILE = """
 import shlex, sys
-from localdpo.engine import graph as engine
-sizes = engine.read_profile(config, parts=list, word=str)
+from localdpo.engine.fingerprints import fingerprint
+from localdpo.engine.profile import read_profile
+sizes = read_profile(config, parts=list, word=str)
 rerun = f"{shlex.quote(sys.executable)} -m localdpo.cli rerun"
 
 rule all:
@@ -27,7 +31,7 @@ rule all:
 rule part:
     input: notebook=ancient(f"{workflow.basedir}/part.ipynb")
     output: "part-{n}.txt"
-    params: n=lambda w: w.n, word=sizes["word"], code=engine.fingerprint(f"{workflow.basedir}/part.ipynb")
+    params: n=lambda w: w.n, word=sizes["word"], code=fingerprint(f"{workflow.basedir}/part.ipynb")
     log: notebook="notebooks/part-{n}.ipynb"
     shell: rerun + " {input.notebook:q} {log.notebook} -p n={params.n} -p word={params.word} -p out={output}"
 
@@ -171,21 +175,21 @@ def test_prose_starts_nothing_and_code_starts_what_depends_on_it(graph):
 
 
 def test_a_fingerprint_follows_imports_through_modules(notebook, tmp_path, monkeypatch):
-    shutil.copytree(engine.PACKAGE, tmp_path / "localdpo")
-    monkeypatch.setattr(engine, "PACKAGE", tmp_path / "localdpo")
-    engine._module.cache_clear()
+    shutil.copytree(fingerprints.PACKAGE, tmp_path / "localdpo")
+    monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path / "localdpo")
+    fingerprints._module.cache_clear()
     draws = notebook(
         "n: int = 0", "%matplotlib inline\ndef f():\n    from localdpo.ground import noise", name="draws.ipynb"
     )
     reads = notebook("n: int = 0", "from localdpo.ground import paths", name="reads.ipynb")
-    before = engine.fingerprint(draws), engine.fingerprint(reads)
-    with open(tmp_path / "localdpo" / "ground" / "noise.py", "a") as module:
+    before = fingerprints.fingerprint(draws), fingerprints.fingerprint(reads)
+    with open(tmp_path / "localdpo/ground/noise.py", "a") as module:
         module.write("\nCHANGED = 1\n")
-    assert engine.fingerprint(draws) != before[0] and engine.fingerprint(reads) == before[1]
-    with open(tmp_path / "localdpo" / "ground" / "errors.py", "a") as module:
+    assert fingerprints.fingerprint(draws) != before[0] and fingerprints.fingerprint(reads) == before[1]
+    with open(tmp_path / "localdpo/ground/errors.py", "a") as module:
         module.write("\nCHANGED = 1\n")  # both need it, through another module
-    assert engine.fingerprint(reads) != before[1]
-    engine._module.cache_clear()
+    assert fingerprints.fingerprint(reads) != before[1]
+    fingerprints._module.cache_clear()
 
 
 def test_a_fingerprint_follows_relative_imports_of_a_subpackage(tmp_path, monkeypatch):
@@ -199,35 +203,35 @@ def test_a_fingerprint_follows_relative_imports_of_a_subpackage(tmp_path, monkey
         "../d": "",
     }.items():
         (part / f"{name}.py").write_text(source)
-    monkeypatch.setattr(engine, "PACKAGE", tmp_path / "localdpo")
-    engine._module.cache_clear()
-    assert [path.stem for path in engine.modules("import localdpo.part.a")] == ["c", "a", "b"]
-    engine._module.cache_clear()
+    monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path / "localdpo")
+    fingerprints._module.cache_clear()
+    assert [path.stem for path in fingerprints.modules("import localdpo.part.a")] == ["c", "a", "b"]
+    fingerprints._module.cache_clear()
 
 
 # -- the Snakefile -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", engine.profiles())
+@pytest.mark.parametrize("profile", profiles())
 def test_no_rule_of_ours_leaves_a_wildcard_out_of_its_params(profile):
-    config = yaml.safe_load(engine.profile_path(profile).read_text())
-    assert engine.lint(engine.snakefile_of(profile), config) == []
+    config = yaml.safe_load(profile_path(profile).read_text())
+    assert lint(snakefile_of(profile), config) == []
 
 
 def test_the_lint_finds_a_wildcard_that_was_left_out(tmp_path):
-    careful = engine.snakefile_of("tour").read_text()
+    careful = snakefile_of("tour").read_text()
     careless = careful.replace("params: seed=lambda w: w.seed, noise_alpha", "params: noise_alpha").replace(
         "-p seed={params.seed} -p noise_alpha", "-p seed={wildcards.seed} -p noise_alpha"
     )
     assert careless != careful
     (tmp_path / "Snakefile").write_text(careless)
-    config = yaml.safe_load(engine.profile_path("tour").read_text())
-    assert engine.lint(tmp_path / "Snakefile", config) == ["rule tour: wildcard `seed` is missing in params:"]
+    config = yaml.safe_load(profile_path("tour").read_text())
+    assert lint(tmp_path / "Snakefile", config) == ["rule tour: wildcard `seed` is missing in params:"]
 
 
 def test_the_lint_finds_the_shared_cache(tmp_path):
     (tmp_path / "Snakefile").write_text("rule a:\n    output: 'a'\n    cache: True\n    shell: 'touch {output}'\n")
-    assert engine.lint(tmp_path / "Snakefile") == ["rule a: `cache:` hands one result to many jobs"]
+    assert lint(tmp_path / "Snakefile") == ["rule a: `cache:` hands one result to many jobs"]
 
 
 # -- profiles and options ------------------------------------------------------------------------------------------------
@@ -245,7 +249,7 @@ def test_the_lint_finds_the_shared_cache(tmp_path):
     ],
 )
 def test_a_profile_with_a_mistake_is_refused_by_name(tmp_path, change, said):
-    profile = {**yaml.safe_load(engine.profile_path("tour").read_text()), **change}
+    profile = {**yaml.safe_load(profile_path("tour").read_text()), **change}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
     done = subprocess.run(
         [sys.executable, "-m", "localdpo.cli", "paper", "--profile", tmp_path / "mine.yaml", "--out", tmp_path / "out"],

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import yaml
 
-from localdpo.engine import graph
+from localdpo.engine.checks import recipes
+from localdpo.engine.lint import lint, rules
+from localdpo.engine.profile import load_profile, profile_path, snakefile_of
 from localdpo.ground import paths
 from localdpo.ground.errors import Refused
 
@@ -27,7 +29,7 @@ SMALL |= dict(scorers=["attributes"], columns={"words_right": "higher", "colour_
 def paper(folder, *more):
     "Start the run of a small profile; stopped by `signal`, its steps stop with it."
     profile = folder / "small.yaml"
-    profile.write_text(yaml.safe_dump(graph.load_profile(graph.profile_path("quick")) | SMALL, sort_keys=False))
+    profile.write_text(yaml.safe_dump(load_profile(profile_path("quick")) | SMALL, sort_keys=False))
     words = ["paper", "--profile", profile, "--out", folder / "out", "--cores", 2, *more]
     words = [sys.executable, "-m", "localdpo.cli", *map(str, words)]
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -131,16 +133,16 @@ def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
     ],
 )
 def test_a_profile_that_would_fail_late_is_refused_at_once(change, said):
-    config = graph.load_profile(graph.profile_path("quick"))
+    config = load_profile(profile_path("quick"))
     with pytest.raises(Refused, match=said):
-        graph.lint(graph.snakefile_of("quick"), config | change)
+        lint(snakefile_of("quick"), config | change)
 
 
 def test_the_recipes_of_a_profile_are_those_of_training():
     from localdpo.training.checks import RECIPES, Recipe
 
-    assert graph.recipes().keys() == RECIPES.keys()
-    for name, settings in graph.recipes().items():
+    assert recipes().keys() == RECIPES.keys()
+    for name, settings in recipes().items():
         with pytest.raises(Refused, match="it has " + (", ".join(settings) or "no settings")):
             Recipe(name, {"no such": 1})
 
@@ -148,9 +150,10 @@ def test_the_recipes_of_a_profile_are_those_of_training():
 def test_a_graph_is_read_without_torch_and_shows_no_more_clips_than_prompts():
     lines = """
         import sys
-        from localdpo.engine import graph
-        config = graph.load_profile(graph.profile_path("quick")) | dict(prompts=3)
-        (rule,) = (r for r in graph._rules(graph.snakefile_of("quick"), config) if r.name == "clips")
+        from localdpo.engine.lint import rules
+        from localdpo.engine.profile import load_profile, profile_path, snakefile_of
+        config = load_profile(profile_path("quick")) | dict(prompts=3)
+        (rule,) = (r for r in rules(snakefile_of("quick"), config) if r.name == "clips")
         assert len(rule.output) == 3 and "count=3" in rule.params.words, rule.params.words
         assert "torch" not in sys.modules"""
     subprocess.run([sys.executable, "-c", "\n".join(map(str.strip, lines.splitlines()))], check=True)
@@ -159,8 +162,8 @@ def test_a_graph_is_read_without_torch_and_shows_no_more_clips_than_prompts():
 def pairs_of(profile, clips, monkeypatch):
     "What the step of pairs depends on: its words and its code."
     monkeypatch.setenv("LOCALDPO_PROFILE", str(profile))
-    config = graph.load_profile(graph.profile_path("quick")) | dict(clips=clips)
-    (rule,) = (r for r in graph._rules(graph.snakefile_of("quick"), config) if r.name == "pairs")
+    config = load_profile(profile_path("quick")) | dict(clips=clips)
+    (rule,) = (r for r in rules(snakefile_of("quick"), config) if r.name == "pairs")
     return rule.params.words, rule.params.store, rule.params.code
 
 

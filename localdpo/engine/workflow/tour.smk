@@ -4,10 +4,11 @@ import sys
 from os.path import relpath
 from shlex import quote
 
-from localdpo.engine import graph
+from localdpo.engine.fingerprints import PACKAGE, fingerprint
+from localdpo.engine.profile import read_profile
 from localdpo.ground import paths
 
-tour = graph.read_profile(config, seeds=list, frames=int, size=int, noise_alpha=float)
+tour = read_profile(config, seeds=list, frames=int, size=int, noise_alpha=float)
 python = quote(sys.executable)
 rerun = f"{python} -m localdpo.cli rerun"
 
@@ -17,7 +18,7 @@ def notebook(name):
 
 
 def code(name):
-    return graph.fingerprint(paths.notebooks() / f"{name}.ipynb")
+    return fingerprint(paths.notebooks() / f"{name}.ipynb")
 
 
 rule all:
@@ -45,5 +46,5 @@ rule tour:
 rule page:
     input: expand(["figures/tour-{seed}.png", "tables/tour-{seed}.json"], seed=tour["seeds"])
     output: "index.html", "manifest.json"
-    params: about=config["about"], names=expand(["clip-{seed}", "tour-{seed}"], seed=tour["seeds"]), code=graph.fingerprint(graph.PACKAGE / "engine/report.py")
+    params: about=config["about"], names=expand(["clip-{seed}", "tour-{seed}"], seed=tour["seeds"]), code=fingerprint(PACKAGE / "engine/report.py")
     shell: python + " -m localdpo.engine.report . {params.about:q} {params.names:q}"
