@@ -1,15 +1,18 @@
-"""What several tests share: small notebooks to run, a terminal, and random models."""
+"""What several tests share: a checkout to break, small notebooks to run, a terminal, and random models."""
 
 import copy
 import fcntl
 import functools
 import pty
+import shutil
 import struct
 import termios
 from unittest import mock
 
 import nbformat
 import pytest
+
+from localdpo.ground import paths
 
 
 @functools.cache
@@ -56,3 +59,21 @@ def terminal():
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     return ours, theirs
+
+
+def edit(path, old, new):
+    "Replace text in a file that has it."
+    text = path.read_text()
+    assert old in text, f"{old!r} is not in {path}"
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    "A copy of the checkout to break things in."
+    root, files = paths.root(), "settings.ini pyproject.toml environment.yml constraints.txt README.md LICENSE"
+    for name in [*"nbs localdpo .github reports/README.md THIRD_PARTY.md CITATION.cff".split(), *files.split()]:
+        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(root / name, tmp_path / name)
+    return tmp_path

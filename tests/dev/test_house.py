@@ -12,38 +12,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import edit
 
-from localdpo.dev import checks
+from localdpo.dev import checks, pages
 from localdpo.ground import paths
 
 ROOT = paths.root()
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    "A copy of the checkout to break things in."
-    tracked = ["nbs", "localdpo", ".github", "reports/README.md"]
-    tracked += [
-        "settings.ini",
-        "pyproject.toml",
-        "environment.yml",
-        "constraints.txt",
-        "README.md",
-        "LICENSE",
-        "THIRD_PARTY.md",
-        "CITATION.cff",
-    ]
-    for name in tracked:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(ROOT / name, tmp_path / name)
-    return tmp_path
-
-
-def edit(path, old, new):
-    text = path.read_text()
-    assert old in text, f"{old!r} is not in {path}"
-    path.write_text(text.replace(old, new, 1))
 
 
 def test_everything_agrees():
@@ -104,54 +78,20 @@ def test_a_picture_that_the_tour_no_longer_shows_is_found(checkout):
     ]
 
 
+def test_a_page_that_opens_with_a_link_to_its_own_picture_has_the_present_one(checkout):
+    page = checkout / "nbs/91_media/02_sheets.ipynb"
+    edit(page, "# ", "# ![A sheet](../images/sheet.png) ")
+    assert (
+        "nbs/images/sheet.png is not what nbs/91_media/02_sheets.ipynb shows: run `make export`"
+        in checks.readme_faults(checkout)
+    )
+    (checkout / "nbs/images/sheet.png").write_bytes(checks.picture(page))
+    assert not [fault for fault in checks.readme_faults(checkout) if "sheet" in fault]
+
+
 def test_a_link_that_leads_nowhere_is_found(checkout):
     (checkout / "nbs/90_ground/03_noise.ipynb").rename(checkout / "nbs/90_ground/03_draws.ipynb")
     assert "README.md links to nbs/90_ground/03_noise.ipynb, which does not exist" in checks.readme_faults(checkout)
-
-
-# -- what a notebook may hold ---------------------------------------------------------------------------------------------
-
-
-def with_output(tmp_path, output=None, source="x", metadata=None):
-    nb = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source, outputs=[output] if output else [])], metadata=metadata or {}
-    )
-    nbformat.write(nb, tmp_path / "a.ipynb")
-    return checks.output_faults(tmp_path / "a.ipynb")
-
-
-def shown(**data):
-    return nbformat.v4.new_output("display_data", data)
-
-
-@pytest.mark.parametrize(
-    "output, said",
-    [
-        (shown(**{"text/plain": "x" * 50_001}), "its outputs take 50 kB"),
-        (shown(**{"text/html": "<video src='data:video/mp4;base64,AAAA'>"}), "an embedded video"),
-        (shown(**{"video/mp4": "AAAA"}), "an embedded video"),
-        (shown(**{"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}), "state of a widget"),
-        (nbformat.v4.new_output("stream", name="stderr", text="Warning"), "written to stderr"),
-        (nbformat.v4.new_output("error", ename="KeyError", evalue="x", traceback=[]), "an error (KeyError)"),
-    ],
-)
-def test_outputs_that_do_not_belong_in_a_notebook_are_found(tmp_path, output, said):
-    (fault,) = with_output(tmp_path, output)
-    assert said in fault and fault.startswith("a.ipynb")
-
-
-def test_a_small_picture_is_welcome(tmp_path):
-    assert with_output(tmp_path, shown(**{"image/png": "A" * 20_000})) == []
-
-
-def test_widget_state_of_the_whole_notebook_is_found(tmp_path):
-    assert "state of widgets" in with_output(tmp_path, metadata={"widgets": {}})[0]
-
-
-@pytest.mark.parametrize("source", ["<<<<<<< HEAD\nx = 1", "x = 1\n=======\nx = 2", ">>>>>>> theirs", "`<<<<<<< HEAD`"])
-def test_merge_markers_are_found(tmp_path, source):
-    # nbdev's merge driver leaves them as markdown cells between two variants that would both be exported
-    assert "merge marker" in with_output(tmp_path, source=source)[0]
 
 
 def test_every_notebook_has_a_number_of_its_own():
@@ -168,11 +108,6 @@ def test_each_trap_is_decided_and_its_test_is_there():
     assert len(named) > 20 and not {name for name in named if f"def {name}(" not in there}
 
 
-def test_a_notebook_without_a_title_is_found(tmp_path):
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "a.ipynb")
-    assert "`# title`" in checks.opening_faults(tmp_path / "a.ipynb")[0]
-
-
 def test_slow_and_gpu_cells_are_flagged_so_that_they_are_skipped():
     flags = re.search(r"^tst_flags = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1].split()
     assert {"slow", "gpu"} <= set(flags)
@@ -182,59 +117,6 @@ def test_slow_and_gpu_cells_are_flagged_so_that_they_are_skipped():
                 assert cell.source.startswith(("#| gpu", "#| export")), (
                     f"{path.name}: a cell needs a GPU and does not say so"
                 )
-
-
-# -- pins ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name, old, new, said",
-    [
-        ("constraints.txt", "papermill==2.7.0\n", "", "constraints.txt does not pin papermill"),
-        ("constraints.txt", "snakemake==9", "snakemake==8", "pins snakemake to 8"),
-        ("pyproject.toml", '"peft",', '"peft>=99",', "wants >=99"),
-        ("settings.ini", "requirements = torch numpy", "requirements = torch", "name different packages"),
-        ("pyproject.toml", '    "jupyterlab",\n', "", "extra `dev`"),
-        ("pyproject.toml", '">=3.11"', '">=3.12"', "requires-python"),
-        ("environment.yml", "python=3.11", "python=3.12", "environment.yml does not ask for python=3.11"),
-        ("environment.yml", "--constraint constraints.txt", "--upgrade", "does not pass constraints.txt"),
-        ("environment.yml", "study,", "", "environment.yml installs the extras"),
-        (
-            "settings.ini",
-            "allowed_cell_metadata_keys = tags",
-            "allowed_cell_metadata_keys =",
-            "`allowed_cell_metadata_keys` is tags",
-        ),
-        ("settings.ini", "tst_flags = notest slow gpu", "tst_flags = notest", "`tst_flags`"),
-        ("settings.ini", "version = 0.1.0", "version = 0.2.0", "is version 0.1.0"),
-    ],
-)
-def test_a_pin_that_disagrees_is_found(checkout, name, old, new, said):
-    assert checks.pin_faults(checkout) == []
-    edit(checkout / name, old, new)
-    assert any(said in fault for fault in checks.pin_faults(checkout)), checks.pin_faults(checkout)
-
-
-def test_the_nbdev_that_reads_settings_ini_is_installed():
-    import nbdev
-
-    assert nbdev.__version__ == "2.4.14"
-    assert (
-        re.search(r"^update_pyproject = False$", (ROOT / "settings.ini").read_text(), re.M)
-        and not (ROOT / "setup.py").exists()
-    )
-
-
-def test_what_is_installed_is_what_is_pinned():
-    from localdpo.ground.info import versions
-
-    installed = versions(
-        ["torch", "diffusers", "transformers", "peft", "accelerate", "papermill", "snakemake", "av", "matplotlib"]
-    )
-    pins = checks._pins(ROOT)
-    assert {name: version.partition("+")[0] for name, version in installed.items()} == {
-        name: pins[name] for name in installed
-    }
 
 
 # -- style, make and CI --------------------------------------------------------------------------------------------------
@@ -298,7 +180,7 @@ def test_git_merges_notebooks_cell_by_cell_after_the_hooks(checkout):
     text = path.read_text()
     nbformat.reads(text, as_version=4)  # plain git would have put its markers into the JSON
     assert "an address of its own" in text and "one address" in text
-    assert any("merge marker" in fault for fault in checks.output_faults(path))
+    assert any("merge marker" in fault for fault in pages.output_faults(path))
 
 
 def answering(server, folder, seconds=120):
