@@ -1,7 +1,7 @@
 # Two commands are enough: `make paper` and `make test`. Each sets up .venv by itself the first time.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup paper test check lab docs export clean
+.PHONY: help setup paper check test long lab docs export clean
 
 # The first interpreter that is new enough; name another with PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -37,12 +37,17 @@ $(READY): constraints.txt pyproject.toml
 paper: $(READY)  ## rerun the paper (PROFILE=quick) into reports/
 	@$(BIN)/localdpo paper --profile $(PROFILE)
 
-test: $(READY)  ## run every notebook and every test
-	@$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(miniature|benchmarks|rerun)$$'
-	@$(BIN)/pytest -q -n 2 --dist worksteal
+PYTEST := $(BIN)/pytest -q -n 2 --durations 15
 
-check: $(READY)  ## the tests without the slow ones: lint, notebooks in step with the package, pins
-	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow'
+check: $(READY)  ## lint, notebooks in step with the package, pins, and all short tests: two minutes
+	@$(PYTEST) --dist worksteal -m 'not slow and not long'
+
+test: $(READY)  ## every notebook, and every test but the long ones: ten minutes
+	@$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(miniature|benchmarks|rerun)$$'
+	@$(PYTEST) --dist worksteal -m 'not long'
+
+long: $(READY)  ## the long tests: the shipped models, a killed paper, dozens of killed builders and runs
+	@$(PYTEST) --dist loadgroup -m long
 
 lab: $(READY)  ## open JupyterLab, with hooks that keep notebooks clean
 	@$(BIN)/python -m localdpo.dev hooks

@@ -14,6 +14,8 @@ import pytest
 
 from localdpo.ground import paths
 
+pytest_plugins = ["order"]
+
 
 @functools.cache
 def _random_model(name, layers):

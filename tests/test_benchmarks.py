@@ -16,7 +16,7 @@ def printed(notebook):
     return "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(24)
 @pytest.mark.timeout(600)
 def test_a_step_is_measured_beside_every_habit(tmp_path):
     rerun.run(FOLDER / "01_step.ipynb", tmp_path / "step.ipynb", dict(pairs=2, micro_batch=2, rounds=1))
@@ -25,7 +25,7 @@ def test_a_step_is_measured_beside_every_habit(tmp_path):
     assert all(float(seconds) > 0 and float(memory) > 5 for _, seconds, _, memory in lines)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @pytest.mark.timeout(600)
 def test_a_pair_is_measured_beside_three_samples(tmp_path):
     rerun.run(FOLDER / "02_pairs.ipynb", tmp_path / "pairs.ipynb", dict(pairs=1, steps=4, rounds=1))

@@ -60,6 +60,7 @@ def test_a_full_mask_is_plain_denoising_from_there(backbone, scene):
     assert torch.equal(made, start)
 
 
+@pytest.mark.slow(2)
 def test_clips_of_different_levels_share_a_batch_without_knowing(backbone, scene):
     together = losers(backbone, scene)
     for i in range(4):
@@ -76,6 +77,7 @@ def test_each_clip_takes_exactly_its_steps_with_both_halves_of_guidance_in_one_b
     assert sizes == [2, 4, 6, 6, 8, 8, 8, 8]
 
 
+@pytest.mark.slow(3)
 def test_a_loser_depends_on_its_seed_and_id_alone(backbone, scene):
     first = losers(backbone, scene)
     assert torch.equal(first, losers(backbone, scene))
@@ -91,6 +93,7 @@ def test_the_adapter_plays_no_part_in_the_reference(backbone, scene):
         assert torch.equal(first, losers(backbone, scene))
 
 
+@pytest.mark.slow(2)
 def test_guidance_and_its_dynamic_form_matter(backbone, scene):
     made = [losers(backbone, scene, **o) for o in (dict(cfg_scale=1.0), dict(cfg_scale=6.0), dict(dynamic_cfg=True))]
     assert not torch.equal(made[0], made[1]) and not torch.equal(made[1], made[2])

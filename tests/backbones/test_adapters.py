@@ -244,6 +244,7 @@ def test_training_can_go_on_from_a_loaded_adapter(one):
     assert other.transformer.peft_config["policy"].lora_alpha == 12
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("rank, alpha", [(4, 12), (8, 2), (5, 5.5)])
 def test_plain_diffusers_reads_the_file_as_it_was_meant(name, rank, alpha, tmp_path):
     from diffusers import DiffusionPipeline
@@ -261,6 +262,7 @@ def test_plain_diffusers_reads_the_file_as_it_was_meant(name, rank, alpha, tmp_p
     assert torch.allclose(said(plain), said(model), atol=1e-4)
 
 
+@pytest.mark.slow(2)
 def test_in_16_bits_plain_diffusers_differs_by_its_rounding_only(name, tmp_path):
     model, plain, halved = (f(name, dtype=torch.bfloat16) for f in (trained, fresh, fresh))
     file = adapters.save(model, tmp_path)

@@ -346,6 +346,7 @@ def test_folders_of_something_else_are_refused(tmp_path):
         backbones.load(tmp_path)
 
 
+@pytest.mark.slow(6)
 def test_too_little_memory_is_refused_before_loading(folders):
     script = """
 import resource, sys

@@ -110,7 +110,7 @@ def test_what_is_not_known_is_refused_by_name(call, what):
         full_size.build(**call)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_cogvideox_2b_runs_at_its_full_width_and_depth():
     torch.manual_seed(0)
     model = full_size.build("cogvideox-2b", device="cpu", max_text_seq_length=8)

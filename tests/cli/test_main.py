@@ -17,19 +17,31 @@ def localdpo(*words, **options):
     )
 
 
-def test_help_describes_every_word():
-    done = localdpo("--help")
-    assert done.returncode == 0
+@pytest.fixture
+def said(capsys):
+    "What the command line says to some words, in this process: its status, and what it printed."
+
+    def say(*words):
+        try:
+            status = cli.main(list(words))
+        except SystemExit as end:
+            status = end.code
+        return status or 0, *capsys.readouterr()
+
+    return say
+
+
+def test_help_describes_every_word(said):
+    status, out, _ = said("--help")
+    assert status == 0
     for word, purpose in cli.WORDS.items():
-        assert word in done.stdout and purpose.split()[0] in done.stdout
+        assert word in out and purpose.split()[0] in out
 
 
 @pytest.mark.parametrize("word", cli.WORDS)
-def test_each_word_explains_itself(word):
-    done = localdpo(word, "--help")
-    assert (
-        done.returncode == 0 and done.stdout.startswith(f"usage: localdpo {word}") and len(done.stdout.splitlines()) > 5
-    )
+def test_each_word_explains_itself(said, word):
+    status, out, _ = said(word, "--help")
+    assert status == 0 and out.startswith(f"usage: localdpo {word}") and len(out.splitlines()) > 5
 
 
 def test_the_command_line_is_read_in_one_place():
@@ -44,9 +56,9 @@ def test_the_command_line_is_read_in_one_place():
     assert read == {"cli"}
 
 
-def test_an_unknown_word_is_refused_with_the_list():
-    done = localdpo("papr")
-    assert done.returncode == 2 and "invalid choice: 'papr'" in done.stderr and "paper" in done.stderr
+def test_an_unknown_word_is_refused_with_the_list(said):
+    status, _, err = said("papr")
+    assert status == 2 and "invalid choice: 'papr'" in err and "paper" in err
 
 
 def test_info_is_for_people_and_for_programs(tmp_path):
@@ -110,6 +122,7 @@ def test_threads_are_as_many_as_may_run_unless_the_user_said_something(monkeypat
     assert environment.get("OMP_NUM_THREADS") == threads and environment.get("OMP_WAIT_POLICY") == waiting
 
 
+@pytest.mark.slow(3)
 def test_the_command_line_gives_way_and_info_says_so():
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "GOMP_"))}
     for more, said in ((dict(), "waiting passively"), (dict(OMP_NUM_THREADS="1"), "1 thread for torch")):
@@ -126,63 +139,43 @@ def test_a_refusal_is_one_message_without_a_traceback():
     )
 
 
-def test_profiles_are_listed():
-    listed = localdpo("paper", "--list").stdout
+def test_profiles_are_listed(said):
+    _, listed, _ = said("paper", "--list")
     assert "tour " in listed and listed.startswith("quick ")
 
 
 @pytest.mark.parametrize("cores", ["0", "-1", "two"])
-def test_a_senseless_number_of_cores_is_refused(cores):
-    done = localdpo("paper", "--cores", cores)
-    assert done.returncode == 2 and "--cores" in done.stderr
+def test_a_senseless_number_of_cores_is_refused(said, cores):
+    status, _, err = said("paper", "--cores", cores)
+    assert status == 2 and "--cores" in err
 
 
+@pytest.mark.slow(4)
 def test_words_behind_two_dashes_reach_snakemake(tmp_path):
     done = localdpo("paper", "--profile", "tour", "--out", tmp_path, "--dry-run", "--", "--omit-from", "tour")
     assert done.returncode == 0, done.stderr
     assert "rule clip" in done.stdout + done.stderr and "rule page" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "ground.errors",
-        "ground.paths",
-        "ground.noise",
-        "ground.progress",
-        "ground.leases",
-        "ground.info",
-        "media.video",
-        "media.sheets",
-        "media.figures",
-        "clips.world",
-        "clips.pools",
-        "clips.sources",
-        "prompts.suites",
-        "prompts.lists",
-        "prompts.expansion",
-        "backbones",
-        "backbones.files",
-        "pairs.store",
-        "pairs.builder",
-        "training",
-        "training.config",
-        "sampling.videos",
-        "scoring",
-        "engine.graph",
-        "engine.report",
-        "engine.rerun",
-        "cli.main",
-        "cli.train",
-        "cli.sample",
-        "cli.export",
-    ],
-)
-def test_importing_a_module_is_light(module):
-    heavy = ["torch", "torchvision", "diffusers", "transformers", "papermill", "snakemake", "matplotlib.pyplot"]
-    code = f"import sys, localdpo.{module}; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+LIGHT = """
+    ground.errors ground.paths ground.noise ground.progress ground.leases ground.info media.video media.sheets
+    media.figures clips.world clips.pools clips.sources prompts.suites prompts.lists prompts.expansion
+    backbones backbones.files pairs.store pairs.builder training training.config sampling.videos scoring
+    engine.graph engine.report engine.rerun cli.main cli.train cli.sample cli.export
+""".split()
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    "What each of them loads, when all are imported one after the other."
+    program = Path(__file__).parents[1] / "programs" / "light.py"
+    words = [sys.executable, program, *(f"localdpo.{module}" for module in LIGHT)]
+    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_importing_a_module_is_light(loaded, module):
+    assert loaded[f"localdpo.{module}"] == []
 
 
 def test_torchvision_is_not_needed(tmp_path):

@@ -197,7 +197,7 @@ def answering(server, folder, seconds=120):
             time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(7)
 def test_jupyterlab_cleans_a_notebook_when_it_saves_it(checkout):
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
     checks.install_hooks(checkout)
@@ -234,7 +234,9 @@ def test_jupyterlab_cleans_a_notebook_when_it_saves_it(checkout):
 def test_ci_and_users_run_the_same_thing():
     assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
     script = (ROOT / ".ci" / "run").read_text()
-    assert {"setup", "paper", "test", "docs"} <= set(re.findall(r"make --no-print-directory (\w+)", script))
+    assert {"setup", "paper", "docs", "check", "test", "long"} <= set(
+        re.findall(r"make --no-print-directory (\w+)", script)
+    )
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git's list of files")

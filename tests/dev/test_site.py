@@ -79,6 +79,7 @@ def modules():
     return ["localdpo." + m[1] for s in sources if (m := re.search(r'"#\s*\|\s*default_exp ([\w.]+)', s))]
 
 
+@pytest.mark.slow(31)
 def test_every_notebook_and_every_module_has_a_page(html):
     assert {n.replace(".ipynb", ".html") for n in notebooks()} <= set(html)
     assert {f"api/{m}.html" for m in modules()} <= set(html)
@@ -86,6 +87,7 @@ def test_every_notebook_and_every_module_has_a_page(html):
     assert "localdpo.ground.paths" in modules() and "90_ground/01_errors.ipynb" in notebooks()
 
 
+@pytest.mark.slow(1)
 def test_the_side_bar_is_in_reading_order(html):
     index = Page(html["index.html"])
     own = [link for link in index.links if re.match(r"\d\d_\w+/(\w+/)?\d\d_\w+\.html$", link)]
@@ -94,6 +96,7 @@ def test_the_side_bar_is_in_reading_order(html):
     assert index.links[-2:] == ["contributing.html", "third_party.html"]
 
 
+@pytest.mark.slow(1)
 def test_the_reference_shows_signatures_in_the_order_of_the_source(html):
     page = html["api/localdpo.ground.paths.html"]
     places = [
@@ -103,10 +106,12 @@ def test_the_reference_shows_signatures_in_the_order_of_the_source(html):
     assert places == sorted(places) and '<span class="n"><span class="pre">profile</span></span>' in page
 
 
+@pytest.mark.slow(1)
 def test_nbdev_directives_are_not_shown(html):
     assert [name for name, text in html.items() if re.search(r'<span class="c1">#\s*\|', text)] == []
 
 
+@pytest.mark.slow(1)
 def test_nothing_is_loaded_from_the_network(built, html):
     fetched = {(name, address) for name, text in html.items() for address in Page(text).fetched}
     for style in built[0].rglob("*.css"):
@@ -121,6 +126,7 @@ def test_nothing_is_loaded_from_the_network(built, html):
     assert any("furo.css" in address for _, address in fetched)  # the check has eyes
 
 
+@pytest.mark.slow(1)
 def test_equations_are_drawn_by_the_mathjax_of_the_site(built, html):
     with_equations = {name for name, text in html.items() if '<div class="math' in text or '<span class="math' in text}
     assert "90_ground/03_noise.html" in with_equations
@@ -130,6 +136,7 @@ def test_equations_are_drawn_by_the_mathjax_of_the_site(built, html):
     assert list(built[0].glob("_static/mathjax/output/chtml/fonts/**/*.woff"))
 
 
+@pytest.mark.slow(1)
 def test_sphinx_finds_nothing_odd(built):
     assert built[1] == ""
 

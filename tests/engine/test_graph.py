@@ -77,6 +77,7 @@ def dates(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.txt")}
 
 
+@pytest.mark.slow(12)
 def test_a_second_run_has_nothing_to_do(graph):
     status, said = graph()
     assert status == 0, said
@@ -86,7 +87,7 @@ def test_a_second_run_has_nothing_to_do(graph):
     assert status == 0 and "Nothing to be done" in said and dates(graph.folder) == before
 
 
-@pytest.mark.slow
+@pytest.mark.slow(13)
 def test_after_a_failure_the_same_command_makes_only_what_is_missing(graph):
     (graph.folder / "break-1").touch()
     status, said = graph()
@@ -101,7 +102,7 @@ def test_after_a_failure_the_same_command_makes_only_what_is_missing(graph):
     assert {name: after[name] for name in before} == before and "whole.txt" in after
 
 
-@pytest.mark.slow
+@pytest.mark.slow(19)
 @pytest.mark.parametrize("moment", ["building the graph", "a step at work", "a later step"])
 def test_after_kill_9_the_same_command_goes_on(graph, moment):
     paused = {"building the graph": [], "a step at work": [0, 1], "a later step": [1]}[moment]
@@ -146,7 +147,7 @@ def _runs(pid):
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.slow(19)
 def test_a_dry_run_says_why_and_writes_nothing(graph):
     status, said = graph("dry_run=True")
     assert status == 0 and "reason: Missing output files: part-0.txt" in said
@@ -159,7 +160,7 @@ def test_a_dry_run_says_why_and_writes_nothing(graph):
     assert status == 0 and "Params have changed since last execution" in said
 
 
-@pytest.mark.slow
+@pytest.mark.slow(19)
 def test_prose_starts_nothing_and_code_starts_what_depends_on_it(graph):
     assert graph()[0] == 0
     before = dates(graph.folder)
@@ -305,6 +306,7 @@ def test_a_misspelt_slurm_word_is_refused(slurm):
         engine.arguments("tour", "out", slurm="partitoin=gpu")
 
 
+@pytest.mark.slow(15)
 def test_a_run_beside_a_run_is_refused(graph):
     (graph.folder / "pause-0").touch()
     first = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -324,7 +326,7 @@ def test_half_a_slurm_word_is_refused(slurm, words):
 # -- the tour itself -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow(37)
 def test_the_tour_makes_a_page_that_stands_alone(tmp_path):
     (tmp_path / "little.yaml").write_text(
         yaml.safe_dump(

@@ -57,7 +57,8 @@ def report(tmp_path_factory):
     return folder, there
 
 
-@pytest.mark.slow
+@pytest.mark.long(133)
+@pytest.mark.xdist_group("paper")
 def test_a_killed_run_goes_on_and_a_finished_one_does_nothing(report):
     folder, there = report
     assert there and all(path.stat().st_mtime_ns == moment for path, moment in there.items())
@@ -67,7 +68,8 @@ def test_a_killed_run_goes_on_and_a_finished_one_does_nothing(report):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-@pytest.mark.slow
+@pytest.mark.long(1)
+@pytest.mark.xdist_group("paper")
 def test_the_table_says_what_the_scores_say(report):
     folder = report[0] / "out"
     means = {}
@@ -86,7 +88,8 @@ def test_the_table_says_what_the_scores_say(report):
         assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
 
 
-@pytest.mark.slow
+@pytest.mark.long(1)
+@pytest.mark.xdist_group("paper")
 def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
     page = (report[0] / "out/index.html").read_text()
     for word in (
@@ -147,6 +150,7 @@ def test_the_recipes_of_a_profile_are_those_of_training():
             Recipe(name, {"no such": 1})
 
 
+@pytest.mark.slow(9)
 def test_a_graph_is_read_without_torch_and_shows_no_more_clips_than_prompts():
     lines = """
         import sys
@@ -167,6 +171,7 @@ def pairs_of(profile, clips, monkeypatch):
     return rule.params.words, rule.params.store, rule.params.code
 
 
+@pytest.mark.slow(12)
 def test_a_folder_of_clips_that_changed_is_noticed(tmp_path, monkeypatch):
     (tmp_path / "clips" / "more").mkdir(parents=True)
     for name in ("captions.jsonl", "1.mp4", "more/1.mp4"):
@@ -192,6 +197,7 @@ def imports(notebook):
         )
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("name", ["tables/table_3", "figures/figure_6", "figures/figure_9", "figures/clips"])
 def test_a_notebook_that_only_draws_does_not_load_torch(name):
     lines = [*imports(paths.notebooks() / f"rerun/{name}.ipynb"), "import sys; assert 'torch' not in sys.modules"]
@@ -199,6 +205,7 @@ def test_a_notebook_that_only_draws_does_not_load_torch(name):
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=Path(__file__).parent)
 
 
+@pytest.mark.slow(21)
 def test_clips_that_the_reader_does_not_know_leave_their_columns_and_nothing_else(tmp_path, monkeypatch):
     "Of 9x48x48: no attributes, no Fréchet distance, and both are said."
     from localdpo.clips import world

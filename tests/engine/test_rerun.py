@@ -222,6 +222,7 @@ def test_another_kernel_under_the_same_name_is_not_used(notebook, tmp_path, monk
     assert outputs(done) == "True\n"
 
 
+@pytest.mark.slow(8)
 def test_many_at_once_in_one_folder_keep_to_their_own_kernels(notebook, tmp_path):
     # TCP ports can be lost between choosing and binding them, and sockets in the working folder get mixed up
     path = notebook("n: int = 0", "print('number', n)")
@@ -277,6 +278,7 @@ def _wait_for(condition, seconds=60):
 # -- the command line ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize(
     "words, status, said",
     [(["-p", "n=2"], 0, "done in"), (["-p", "m=2"], 2, "no parameter `m`"), (["-p", "n=0"], 1, "ZeroDivisionError")],
@@ -308,6 +310,7 @@ def test_without_an_out_the_parameters_are_listed(notebook):
     assert done.stdout == "n: int = 1  # how many\n"
 
 
+@pytest.mark.slow(4)
 def test_progress_is_shown_on_a_terminal(notebook, terminal, tmp_path):
     ours, theirs = terminal
     subprocess.run(

@@ -71,6 +71,7 @@ def test_tokenizer_knows_every_prompt_of_the_world(backbone):
     assert (mask.sum(1) == (ids != 0).sum(1)).all()
 
 
+@pytest.mark.slow(6)
 def test_plain_diffusers_generates_without_our_package(tmp_path):
     script = """
 import sys, numpy
@@ -88,6 +89,7 @@ print("done")
     assert done.stdout.strip() == "done", done.stderr
 
 
+@pytest.mark.slow(6)
 def test_autoencoder_keeps_faces(backbone, clips):
     _, frames = clips
     back = backbone.decode(backbone.encode(frames))
@@ -115,6 +117,7 @@ def test_prediction_points_the_right_way(backbone, clips):
     assert error < 1.2 and error < 0.6 * nothing and opposite > 2 * nothing
 
 
+@pytest.mark.slow(3)
 def test_the_prompt_matters(backbone, clips):
     items, frames = clips
     z, t = backbone.encode(frames), torch.full((64,), 700)
@@ -127,6 +130,7 @@ def test_the_prompt_matters(backbone, clips):
     assert right < 0.97 * wrong
 
 
+@pytest.mark.slow(2)
 def test_clips_do_not_depend_on_their_batch(backbone):
     prompts = [prompt(spec) for spec in specs()[:3]]
     together = backbone.generate(prompts, steps=4, seed=5)
@@ -141,7 +145,7 @@ def test_clips_do_not_depend_on_their_batch(backbone):
 BARS = dict(texture=0.95, ground=0.95, colour=0.95, motion=0.9, shape=0.7)
 
 
-@pytest.mark.slow
+@pytest.mark.long(83)
 @pytest.mark.timeout(900)
 def test_clips_show_what_the_prompt_says(backbone):
     items = pool("curated", 96, "held out", seed=11)
@@ -152,7 +156,7 @@ def test_clips_show_what_the_prompt_says(backbone):
     assert not missed
 
 
-@pytest.mark.slow
+@pytest.mark.long(32)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["tiny-cogvideox-5b", "tiny-wan-1.3b"])
 def test_training_notebooks_make_a_model_from_nothing(name, tmp_path):
@@ -174,7 +178,7 @@ def test_training_notebooks_make_a_model_from_nothing(name, tmp_path):
     assert set(json.loads((tmp_path / "check.json").read_text())["shares"]) == {"real", "autoencoder", "generated"}
 
 
-@pytest.mark.slow
+@pytest.mark.long(31)
 @pytest.mark.timeout(900)
 def test_the_comparison_of_objectives_runs_small_and_draws_nothing_twice(tmp_path):
     few = dict(pairs=4, pair_steps=2, steps=2, every=1, batch=2, micro_batch=2, clips=40, sampler_steps=1)

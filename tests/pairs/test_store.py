@@ -121,6 +121,7 @@ def test_noise_levels_cover_their_range(step, few):
 # -- the same bytes, always --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_any_number_of_workers_in_any_order_makes_the_same_bytes(backbone, clips, whole, tmp_path, n):
     shuffled = random.Random(n).sample(clips, len(clips))
@@ -200,11 +201,12 @@ def survive(backbone, clips, whole, tmp_path, kills, seed):
     return fine
 
 
+@pytest.mark.slow(12)
 def test_a_killed_builder_goes_on_to_the_same_bytes(backbone, clips, whole, tmp_path):
     assert survive(backbone, clips, whole, tmp_path, kills=2, seed=1) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long(88)
 def test_thirty_killed_builders_go_on_to_the_same_bytes(backbone, clips, whole, tmp_path):
     assert survive(backbone, clips, whole, tmp_path, kills=30, seed=2) == 30
 

@@ -126,6 +126,7 @@ def test_latents_that_are_not_finite_make_no_video(tiny, tmp_path, monkeypatch):
 # -- a folder --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_workers_that_know_nothing_of_each_other_make_the_same_folder(tiny, tmp_path, batch):
     settings = dict(seeds=2, batch=batch, **FEW)
@@ -172,6 +173,7 @@ HARM = {
 }
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("harm", HARM)
 def test_what_is_missing_or_damaged_is_made_again_to_the_same_bytes(tiny, tmp_path, made, harm, capsys):
     sample(tiny, PROMPTS[:3], tmp_path / "out", **FEW)
@@ -542,6 +544,7 @@ def test_from_a_file_of_prompts_to_videos(run, tmp_path, monkeypatch, tiny, caps
     assert contents(tmp_path / "out") == contents(tmp_path / "direct")
 
 
+@pytest.mark.slow(13)
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tiny, tmp_path):
     words = command(
         "tiny-cogvideox-2b", *(word for text in TEXTS for word in ("--prompt", text)), "--out", tmp_path / "out"

@@ -91,6 +91,7 @@ def test_other_accidents_are_no_excuse_for_a_flaw(critic, marks):
     assert min(shares.values()) >= 0.7, shares
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("flaw", flaws.SEEN_BY)
 def test_the_stronger_a_flaw_the_lower_the_mark(critic, flaw):
     "No step up is more than noise, and the whole way is down; the mild half of banding is nearly level."

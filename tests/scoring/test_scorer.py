@@ -309,7 +309,7 @@ def test_each_device_has_a_process_and_every_job_an_answer():
     assert os.getpid() not in {answer[2] for answer in answers.values()}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_a_process_that_dies_costs_its_own_job_only():
     answers = dict(spread(deadly, [(0,), ("die",), (2,), ("die",), (4,)], ["a", "b"]))
     assert [i for i, answer in answers.items() if isinstance(answer, Died)] in ([1, 3], [3, 1])
@@ -324,7 +324,7 @@ def sleepy(device):
     return call
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 def test_when_the_first_process_is_killed_the_others_end(tmp_path):
     code = (
         "from localdpo.ground.workers import spread; from test_scorer import sleepy\n"
@@ -476,7 +476,7 @@ def test_one_row_a_video_with_all_columns(clips, tmp_path, capsys):
     assert "4 videos, 4 with all scores; 4 looked at now" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_a_folder_of_sample_is_scored_by_its_manifest(tmp_path, capsys):
     from localdpo import backbones
 
@@ -895,7 +895,7 @@ def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(7)
 @pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_table(tmp_path, device):
     many(tmp_path / "clips", 24)

@@ -213,6 +213,7 @@ def test_holm_is_that_of_statsmodels_in_the_order_given():
     assert holm([0.01, 0.04, 0.03, 0.005, 0.5, 0.0125]) == pytest.approx([0.05, 0.09, 0.09, 0.03, 0.5, 0.05])
 
 
+@pytest.mark.slow(11)
 def test_holm_agrees_with_statsmodels_on_many():
     for seed in range(20):
         ps = np.random.default_rng(seed).random(9).round(1) ** 3
@@ -435,7 +436,7 @@ def a_study(rng, prompts, raters, alike):
     return zip(*made, strict=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_intervals_of_gaps_hold_the_truth_in_93_to_97_of_100_trials():
     rng, held = np.random.default_rng(0), 0
     for _ in range(TRIALS):

@@ -65,6 +65,7 @@ def test_at_the_first_step_the_gap_is_exactly_zero(name):
     assert seen["logit_max"] == seen["logit_max_inside"] == 0
 
 
+@pytest.mark.slow(2)
 def test_the_maps_are_those_of_four_passes_one_pair_at_a_time(name):
     model, batch = fresh(name, seed=3), pairs()
     e = error_maps(model, batch, seed=0, visits=[4, 9])
@@ -101,6 +102,7 @@ def test_one_pass_of_the_reference_comes_first_and_one_of_the_policy_follows(nam
     )
 
 
+@pytest.mark.slow(4)
 def test_training_moves_the_adapter_and_leaves_the_base_as_it_was(name):
     model, batch = fresh(name), pairs()
     before, ref = fingerprint(model), error_maps(model, batch, seed=0).ref_l
@@ -138,6 +140,7 @@ def test_a_pair_has_the_same_errors_in_any_batch(name):
         torch.testing.assert_close(getattr(one, field)[0], getattr(many, field)[1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow(2)
 def test_seed_and_visit_are_part_of_the_address(name):
     model = fresh(name)
     maps = [

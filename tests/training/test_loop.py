@@ -183,7 +183,7 @@ def test_a_function_is_a_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(k, marks=[] if k in (1, 7, 11) else pytest.mark.slow) for k in range(12)]
+    "step", [pytest.param(k, marks=[] if k in (1, 7, 11) else pytest.mark.slow(2)) for k in range(12)]
 )
 def test_a_run_that_was_stopped_ends_where_it_would_have_ended(tmp_path, whole, step):
     with pytest.raises(Stop):
@@ -211,6 +211,7 @@ def interruptible():
     signal.signal(signal.SIGINT, usual)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("place", ["_share", "advance", "reader"])
 def test_ctrl_c_keeps_every_step_that_was_made(tmp_path, whole, place, monkeypatch, capsys):
@@ -335,6 +336,7 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in childre
 """
 
 
+@pytest.mark.slow(14)
 def test_two_processes_end_where_one_ends(tmp_path, whole):
     done = script(TWO, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -373,7 +375,9 @@ print("killed", killed)
 """
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(4, marks=pytest.mark.slow(21)), pytest.param(30, marks=pytest.mark.long(31))]
+)
 def test_a_run_that_was_killed_again_and_again_ends_where_it_would_have_ended(tmp_path, whole, kills):
     done = script(KILLS, tmp_path / "run", kills, timeout=3000)
     assert done.returncode == 0 and "killed" in done.stdout and "ended False" not in done.stdout, done.stderr[-3000:]
@@ -736,6 +740,7 @@ def test_a_trace_in_the_losers_sets_off_the_alarm(tmp_path):
     assert sounded(folder) == {16: ["the last 64 pairs"]}
 
 
+@pytest.mark.slow(4)
 def test_an_adapter_that_does_not_learn_sets_off_the_alarm(tmp_path):
     with pytest.warns(alarms.Alarm, match="the adapter does not learn"):
         folder = run(tmp_path / "run", recipe=Recipe("dpo", dict(beta=1e-6)), steps=24)
