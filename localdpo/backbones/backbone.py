@@ -101,7 +101,10 @@ def load(name_or_path, device=None, dtype=None):
     try:
         with loading(folder):
             pipeline = DiffusionPipeline.from_pretrained(
-                folder, dtype={"vae": family.vae_dtype or dtype, "default": dtype}, local_files_only=True
+                folder,
+                dtype={"vae": family.vae_dtype or dtype, "default": dtype},
+                local_files_only=True,
+                use_safetensors=True,
             )
         pipeline.to(device)
     except torch.OutOfMemoryError as error:
@@ -171,7 +174,10 @@ class Backbone:
                 "pass bytes [B,T,H,W,3] or [T,H,W,3]",
             )
         self.latent_shape(*frames.shape[1:4])
-        return frames.to(self.vae.device).movedim(-1, 1).to(self.vae.dtype) / 127.5 - 1
+        pixels = frames.to(self.vae.device).movedim(-1, 1).float() / 127.5 - 1
+        return pixels.to(
+            self.vae.dtype
+        )  # rounded once: divided in bfloat16, a level of 255 would be off by .23 instead of .11
 
     @torch.no_grad()
     def encode(self, frames):

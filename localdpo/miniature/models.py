@@ -163,7 +163,7 @@ def backbone(name, vae=None, device=None):
     from localdpo.backbones.cogvideox import CogVideoX
     from localdpo.backbones.wan import Wan
 
-    trained = vae and type(autoencoder(family(name))).from_pretrained(vae)
+    trained = vae and type(autoencoder(family(name))).from_pretrained(vae, use_safetensors=True)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return (Wan if family(name) == "wan" else CogVideoX)(assemble(name, trained).to(device), name)
 

@@ -73,9 +73,11 @@ class ObjectMasks:
         import transformers as tf
 
         try:
-            self.find = tf.AutoModelForZeroShotObjectDetection.from_pretrained(detector).to(device).eval()
+            self.find = (
+                tf.AutoModelForZeroShotObjectDetection.from_pretrained(detector, use_safetensors=True).to(device).eval()
+            )
             self.words = tf.AutoProcessor.from_pretrained(detector)
-            self.follow = tf.Sam2VideoModel.from_pretrained(segmenter).to(device).eval()
+            self.follow = tf.Sam2VideoModel.from_pretrained(segmenter, use_safetensors=True).to(device).eval()
             self.boxes = tf.Sam2VideoProcessor.from_pretrained(segmenter)
         except OSError as error:
             raise Refused(

@@ -291,6 +291,7 @@ def test_a_broken_file_is_named_with_a_way_out(folders, tmp_path, name, text):
     copy = shutil.copytree(folders["tiny-cogvideox-2b"], tmp_path / "copy")
     if name != "checksums.json":  # without it nobody can tell in advance that a file is another
         (copy / "checksums.json").unlink()
+        (copy / "run.json").unlink()
     (copy / name).unlink() if text is None else (copy / name).write_text(text)
     with pytest.raises(Refused, match="copy or download it again") as refusal:
         backbones.load(copy)
@@ -300,6 +301,7 @@ def test_a_broken_file_is_named_with_a_way_out(folders, tmp_path, name, text):
 def test_what_only_the_libraries_find_broken_names_the_folder(folders, tmp_path):
     copy = shutil.copytree(folders["tiny-cogvideox-2b"], tmp_path / "copy")
     (copy / "checksums.json").unlink()
+    (copy / "run.json").unlink()
     (copy / "tokenizer" / "tokenizer.json").write_text('{"half": [')
     with pytest.raises(Refused, match="copy: cannot be loaded .*\n.*copy or download it again"):
         backbones.load(copy)
@@ -325,7 +327,7 @@ def test_a_broken_file_that_was_shipped_is_to_be_reinstalled(folders, tmp_path, 
 
 
 def test_the_reason_of_the_hub_is_cut_between_words(monkeypatch):
-    def unreachable(name):
+    def unreachable(name, **options):
         raise OSError("unreachable " * 40 + "\nand more")
 
     monkeypatch.setattr(DiffusionPipeline, "download", unreachable)
@@ -381,3 +383,13 @@ def test_devices_and_number_formats_that_are_not_there_are_refused(folders):
             backbones.load(folders["tiny-wan-1.3b"], device="cuda")
     with pytest.raises(Refused, match="device 'gpu': is no device"):
         backbones.load(folders["tiny-wan-1.3b"], device="gpu")
+
+
+def test_pixels_are_rounded_once_on_their_way_into_16_bits(folders):
+    backbone = backbones.load(folders["tiny-cogvideox-2b"], dtype=torch.bfloat16)
+    levels = torch.arange(256, dtype=torch.uint8).repeat(108)[: 9 * 32 * 32 * 3].view(1, 9, 32, 32, 3)
+    pixels = backbone._pixels(levels)
+    assert pixels.dtype == torch.bfloat16
+    exact = levels.movedim(-1, 1).double() / 127.5 - 1
+    off = (pixels.double() - exact) * 127.5
+    assert off.square().mean().sqrt() < 0.13 and torch.equal(pixels, exact.to(torch.bfloat16))
