@@ -20,7 +20,6 @@ from localdpo.scoring.scorer import (
     PROVENANCE,
     checked_provenance,
     get_scorer,
-    score_frames,
     score_video,
 )
 from .weights import WeightsMissing
@@ -41,11 +40,10 @@ def judge(path, prompt, scorers, each_frame=False):
     said, seen, failed = {}, {}, {}
     for scorer in scorers:
         try:
-            call = score_frames if each_frame else score_video
-            answer = call(scorer, clip.frames, prompt, clip.fps)
-            said[scorer.name] = answer[:2]
+            answer = score_video(scorer, clip.frames, prompt, clip.fps)
+            said[scorer.name] = answer.scores, answer.problems
             if each_frame:
-                seen[scorer.name] = answer[2]
+                seen[scorer.name] = answer.frames
         except Refused as refusal:
             failed[scorer.name] = f"{scorer.name}: {refusal.what}: {refusal.why}"
         except Exception as error:

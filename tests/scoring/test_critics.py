@@ -122,7 +122,7 @@ def test_a_prompt_that_is_no_sentence_of_the_world_is_refused(prompt):
 @pytest.mark.parametrize("prompt, problem", [("a red cat", "'a red cat' is none"), (None, "there is none")])
 def test_without_a_prompt_it_knows_a_scorer_still_marks_picture_and_motion(name, prompt, problem):
     scorer = get_scorer(name)
-    scores, problems = score_video(scorer, CLIPS[0], prompt, 8)
+    scores, problems, _ = score_video(scorer, CLIPS[0], prompt, 8)
     vq, mq, ta, overall = (scores[column] for column in scorer.columns)
     assert math.isfinite(vq) and math.isfinite(mq) and math.isnan(ta) and math.isnan(overall)
     columns, said = ", ".join(scorer.columns[2:]), "cannot be told without a sentence of the sprite world"
@@ -133,7 +133,7 @@ def test_without_a_prompt_it_knows_a_scorer_still_marks_picture_and_motion(name,
 @pytest.mark.parametrize("name", NAMES)
 def test_a_scorer_says_what_its_critic_says(name):
     scorer, marks = get_scorer(name), critics.load(name).marks(CLIPS[:1], SPECS[:1])
-    scores, problems = score_video(scorer, CLIPS[0], world.prompt(SPECS[0], long=True), 8)
+    scores, problems, _ = score_video(scorer, CLIPS[0], world.prompt(SPECS[0], long=True), 8)
     assert problems == [] and list(scores.values()) == pytest.approx([float(mark[0]) for mark in marks.values()])
     assert scores[scorer.columns[3]] == pytest.approx(sum(list(scores.values())[:3]), abs=1e-5)
     each = scorer.per_frame(CLIPS[0], None, 8)
@@ -179,7 +179,7 @@ def test_zero_is_a_clean_clip_and_minus_one_an_average_flaw(critic, marks):
 @pytest.mark.parametrize("shape", [(9, 64, 64, 3), (13, 32, 32, 3)])
 def test_a_clip_of_another_size_has_no_marks_and_a_reason(shape):
     scorer, size = get_scorer("critic-b"), "x".join(map(str, shape[:3]))
-    scores, problems = score_video(scorer, np.zeros(shape, np.uint8), world.prompt(SPECS[0]), 8)
+    scores, problems, _ = score_video(scorer, np.zeros(shape, np.uint8), world.prompt(SPECS[0]), 8)
     assert all(map(math.isnan, scores.values()))
     assert problems == [f"critic-b: knows clips of 9x32x32, this one has {size}"]
     assert scorer.per_frame(np.zeros(shape, np.uint8), None, 8) == {}

@@ -677,7 +677,7 @@ def test_another_videoalign_is_refused(qwen, file, change, said):
 def test_videoalign_says_why_a_video_has_no_score():
     scorer = videoalign.VideoAlign.made_of()
     for frames, fps, why in [(FRAMES, 0, "frames a second"), (FRAMES[:1], 8, "two frames at least")]:
-        scores, problems = core.score_video(scorer, frames, "a cat", fps)
+        scores, problems, _ = core.score_video(scorer, frames, "a cat", fps)
         assert all(np.isnan(v) for v in scores.values()) and problems and all(why in p for p in problems)
 
 
@@ -754,7 +754,7 @@ def test_dynamic_degree_counts_pairs_that_move(pixels, fps, dynamic):
 
 def test_dynamic_degree_says_why_there_is_none():
     for frames, fps, why in [(FRAMES, 8, "128 pixels"), (FRAMES, 0, "a second"), (FRAMES[:2], 8, "three frames")]:
-        scores, problems = core.score_video(dimensions.DynamicDegree.made_of(), frames, None, fps)
+        scores, problems, _ = core.score_video(dimensions.DynamicDegree.made_of(), frames, None, fps)
         assert np.isnan(scores["dynamic_degree"]) and why in problems[0]
 
 

@@ -40,7 +40,7 @@ class CriticA(Scorer):
 
         return critics.load(self.name).to(self.device or "cpu")
 
-    def score(self, frames, prompt, fps):
+    def pooled(self, each, frames, prompt, fps):
         from localdpo.scoring.critics.critic import meant, understood
 
         if _misfit(frames):

@@ -6,6 +6,8 @@
 __all__ = ['Published', 'features']
 
 # %% ../../../nbs/60_scoring/learned/06_published.ipynb #376f72dc
+import math
+
 import numpy as np
 import torch
 
@@ -47,9 +49,8 @@ class Published(Scorer):
     def weights(self):
         return [] if self._given else together(*(source.find for source in self.sources))
 
-    def score(self, frames, prompt, fps):
-        values = self.per_frame(frames, prompt, fps)
-        return {column: float(np.mean(values[column])) for column in self.columns}
+    def pooled(self, each, frames, prompt, fps):
+        return {column: float(np.mean(each[column])) if column in each else math.nan for column in self.columns}
 
     def provenance(self):
         files = " + ".join(f"{s.repository}/{name}" for s in self.sources for name in s.names())

@@ -231,7 +231,7 @@ class VideoAlign(Published):
         return model, words, text, norms
 
     @torch.inference_mode()
-    def score(self, frames, prompt, fps):
+    def pooled(self, each, frames, prompt, fps):
         if self._unfit(frames, fps):
             return dict.fromkeys(self.columns, math.nan)
         (model, words, text, norms), device = self.parts, place(self.device)
@@ -252,7 +252,7 @@ class VideoAlign(Published):
         if len(frames) < 2:
             return "needs two frames at least"
         height, width = frames.shape[1:3]
-        return "is for sides in a ratio of at most 200" * (max(height, width) > 200 * min(height, width))
+        return "is for sides in a ratio of at most 200" if max(height, width) > 200 * min(height, width) else ""
 
     def reason(self, column, frames, prompt, fps):
         return self._unfit(frames, fps) or "is not finite"

@@ -37,12 +37,11 @@ class _Staying(Published):
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
+        if len(frames) < 2:
+            return {}
         device = place(self.device)
         seen = torch.cat([self.seen(some, device) for some in self.in_batches(frames)])
         return {self.columns[0]: staying(seen).cpu().numpy()}
-
-    def score(self, frames, prompt, fps):
-        return super().score(frames, prompt, fps) if len(frames) > 1 else {self.columns[0]: math.nan}
 
     def reason(self, column, frames, prompt, fps):
         return "needs two frames at least" if len(frames) < 2 else "is not finite"
@@ -113,6 +112,8 @@ class DynamicDegree(Published):
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
+        if self._unfit(frames, fps):
+            return {}
         (model,), device = self.parts, place(self.device)
         some = floats(frames[:: max(1, round(fps / 8))], device)
         pairs = zip(some[:-1, None], some[1:, None], strict=True)
@@ -122,10 +123,10 @@ class DynamicDegree(Published):
         step = max(1, round(fps / 8))
         return range(step, step * count + 1, step)
 
-    def score(self, frames, prompt, fps):
-        if self._unfit(frames, fps):
+    def pooled(self, each, frames, prompt, fps):
+        if not each:
             return dict(dynamic_degree=math.nan)
-        pairs = self.per_frame(frames, prompt, fps)["dynamic_degree"]
+        pairs = each["dynamic_degree"]
         return dict(dynamic_degree=float(pairs.sum() >= round(4 * (len(pairs) + 1) / 16)))
 
     def _unfit(self, frames, fps):
@@ -133,7 +134,7 @@ class DynamicDegree(Published):
             return "needs to know the frames a second"
         if len(frames[:: max(1, round(fps / 8))]) < 3:
             return "needs three frames at about 8 a second (of two, VBench calls all dynamic)"
-        return f"needs frames of {raft.LEAST} pixels" * (min(frames.shape[1:3]) < raft.LEAST)
+        return f"needs frames of {raft.LEAST} pixels" if min(frames.shape[1:3]) < raft.LEAST else ""
 
     def reason(self, column, frames, prompt, fps):
         return self._unfit(frames, fps) or "is not finite"
@@ -152,6 +153,8 @@ class MotionSmoothness(Published):
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
+        if self._unfit(frames):
+            return {}
         (model,), device, near = self.parts, place(self.device), []
         some = floats(frames[: len(frames) - 1 + len(frames) % 2], device)
         (height, width), (tall, wide) = some.shape[-2:], (-side % 16 for side in some.shape[-2:])
@@ -164,13 +167,10 @@ class MotionSmoothness(Published):
     def numbers(self, column, count, frames, fps):
         return range(1, 2 * count, 2)
 
-    def score(self, frames, prompt, fps):
-        return dict(motion_smoothness=math.nan) if self._unfit(frames) else super().score(frames, prompt, fps)
-
     def _unfit(self, frames):
         if len(frames) < 3:
             return "needs three frames at least"
-        return f"needs frames of {raft.LEAST} pixels" * (min(frames.shape[1:3]) < raft.LEAST)
+        return f"needs frames of {raft.LEAST} pixels" if min(frames.shape[1:3]) < raft.LEAST else ""
 
     def reason(self, column, frames, prompt, fps):
         return self._unfit(frames) or "is not finite"
@@ -197,7 +197,7 @@ class OverallConsistency(Published):
         return model, clip.tokenizer(*tokens)
 
     @torch.inference_mode()
-    def score(self, frames, prompt, fps):
+    def pooled(self, each, frames, prompt, fps):
         (model, words), device = self.parts, place(self.device)
         x = floats(frames[eight(len(frames))], device)
         x = resize(x, shorter_side(*x.shape[-2:], 224)).round().clamp(0, 255)
