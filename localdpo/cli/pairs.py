@@ -11,8 +11,9 @@ import json
 import numpy as np
 
 from ..clips.sources import CAPTION, FILE, from_folder, from_world
-from ..ground import flags
+from ..ground import words
 from ..ground.errors import Failed, Refused
+from ..ground.seals import REPAIR
 from ..pairs import store as pairs
 from ..pairs.builder import PairConfig, build
 
@@ -57,12 +58,12 @@ def add_arguments(parser):
         one.add_argument("store", metavar="STORE", help="the folder of the pairs")
 
 # %% ../../nbs/95_cli/04_pairs.ipynb #890b3e7c
-def _mask_settings(words):
+def _mask_settings(given):
     try:
-        return {name: json.loads(value) for name, value in (word.split("=") for word in words)}
+        return {name: json.loads(value) for name, value in (word.split("=") for word in given)}
     except ValueError:
         example = 'e.g. static=0.2 "size=[0.2, 0.5]"'
-        raise Refused(f"--mask {' '.join(words)}", "is not understood", f"give name=value, {example}") from None
+        raise Refused(f"--mask {' '.join(given)}", "is not understood", f"give name=value, {example}") from None
 
 
 def _clips(args):
@@ -96,9 +97,9 @@ def _world(text):
 
 # %% ../../nbs/95_cli/04_pairs.ipynb #e4554685
 def _build(args):
-    clips, worker = _clips(args), flags.worker(args.worker)
+    clips, worker = _clips(args), words.worker(args.worker)
     config = PairConfig(
-        flags.size(args.size), args.steps, args.cfg_scale, tuple(args.alpha), args.alpha_step,
+        words.size(args.size), args.steps, args.cfg_scale, tuple(args.alpha), args.alpha_step,
         args.seed, args.dtype, args.block, _mask_settings(args.mask),
     )  # fmt: skip
     from localdpo import backbones, masks
@@ -109,7 +110,7 @@ def _build(args):
         print(f"{args.store}: this worker is done, others are not")
     else:
         print(
-            f"{args.store}: {pairs.counted(len(store), 'pair')}, {pairs.counted(len(store.bad), 'bad clip')}"
+            f"{args.store}: {words.counted(len(store), 'pair')}, {words.counted(len(store.bad), 'bad clip')}"
             + " (see bad_clips.csv)" * bool(store.bad)
         )
         if not len(store):
@@ -119,14 +120,14 @@ def _build(args):
 def _verify(args):
     if faults := pairs.verify(args.store):
         print("\n".join(map(str, faults)))
-        raise Failed(f"{pairs.counted(len(faults), 'fault')} in {args.store}\n  -> {pairs.REPAIR}")
+        raise Failed(f"{words.counted(len(faults), 'fault')} in {args.store}\n  -> {REPAIR}")
     print(f"{args.store}: no faults")
 
 
 def _show(args):
     store = pairs.PairStore(args.store)
     entries = [store.entry(i) for i in range(len(store))]
-    print(store, f"{pairs.counted(len(store.missing), 'block')} missing or stale", sep="\n")
+    print(store, f"{words.counted(len(store.missing), 'block')} missing or stale", sep="\n")
     rows = dict(noise_alpha=[entry["noise_alpha"] for entry in entries])
     rows["mask area"] = [entry["facts"].get("area") for entry in entries]
     for name, values in rows.items():

@@ -8,7 +8,7 @@ __all__ = ['add_arguments', 'main']
 # %% ../../nbs/95_cli/06_sample.ipynb #47d33072
 import argparse
 
-from ..ground import flags
+from ..ground import words
 from ..ground.errors import Refused
 
 # %% ../../nbs/95_cli/06_sample.ipynb #6724a7dc
@@ -55,7 +55,7 @@ def main(args):
     "Make the videos that the command line asks for."
     if bool(args.prompts) == bool(args.prompt):
         raise Refused("the prompts", "are not named, or twice", 'give either a file, or --prompt "..."')
-    worker, size = flags.worker(args.worker), flags.size(args.size)
+    worker, size = words.worker(args.worker), words.size(args.size)
     from localdpo.sampling import videos
 
     prompts = videos.read_prompts(args.prompts) if args.prompts else videos.as_prompts(args.prompt)

@@ -116,10 +116,11 @@ def _train(args):
     from localdpo.pairs.store import PairStore
 
     store = PairStore(args.pairs)
+    from localdpo.backbones.hollow import network
     from localdpo.training import loop  # torch takes seconds to import; what is wrong above is said before
 
     recipe = loop.Recipe(args.recipe, recipe_settings(args))
-    backbone = loop.network(args.model, args.device or _device(), _dtype(config.precision))
+    backbone = network(args.model, args.device or _device(), _dtype(config.precision))
     _check_origin(store, backbone, args.model)
     if args.probe_beta:
         from localdpo.training.beta import probe_beta
@@ -149,7 +150,8 @@ def _dtype(precision):
 # %% ../../nbs/95_cli/05_train.ipynb #12db5d16
 def _check_origin(store, backbone, model):
     from localdpo import backbones
-    from localdpo.pairs.store import differences, fingerprint, identity
+    from localdpo.backbones.identity import fingerprint, identity
+    from localdpo.ground.seals import differences
 
     said = store.settings.get("identity") or {}
     vae = type(backbone.vae).from_pretrained(backbones.find(model) / "vae", local_files_only=True)

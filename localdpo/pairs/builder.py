@@ -14,6 +14,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..backbones.identity import identity
 from ..ground.errors import Refused
 from ..ground.noise import generator
 from . import store as pairs
@@ -156,7 +157,7 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
         what = f"worker {i} of {n}" if clips else "a list of no clips"
         raise Refused(what, "has nothing to do", "number workers from 0, and give them clips")
     settings = dict(
-        identity=pairs.identity(backbone),
+        identity=identity(backbone),
         **vars(config) | dict(mask=asdict(configured(config.mask))),
         masked=True,
         computed_in=f"{backbone.dtype} on {backbone.device.type}".removeprefix("torch."),

@@ -142,12 +142,13 @@ def load(folder, device=None):
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    from localdpo import backbones
+    from localdpo.backbones import backbone
+    from localdpo.ground.devices import place
 
-    device = backbones.place(device)
+    device = place(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    backbones._check_room(folder, device, dtype)
-    with backbones.loading(folder):
+    backbone._check_room(folder, device, dtype)
+    with backbone.loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True)
         if tokenizer.chat_template is None:  # older releases of the files keep it with the picture processor
@@ -161,9 +162,9 @@ def load(folder, device=None):
 # %% ../../nbs/15_prompts/04_expansion.ipynb #b370a70f
 def answers(prompts, model=MODEL, cache=None, device=None, revision=None, max_tokens=MAX_TOKENS):
     "Each of `prompts` with its expanded form, from the file `cache` or from `model` (owner/name on the hub, or a folder)."
-    from localdpo.ground import flags
+    from localdpo.ground.words import check_whole
 
-    flags.check_whole("max_tokens", max_tokens, 1)
+    check_whole("max_tokens", max_tokens, 1)
     prompts, path = list(dict.fromkeys(prompts)), Path(cache or paths.cache() / "expansions.jsonl")
     known, asked, folder = recall(path), question(max_tokens), Path(model)
     name = folder.resolve().name if folder.is_dir() else str(model)

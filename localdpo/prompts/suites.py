@@ -17,10 +17,11 @@ import numpy as np
 
 from ..clips import world
 from ..clips.sources import caption_fault, caption_rows
-from ..ground import flags, paths
+from ..ground import paths
 from ..ground.errors import Refused
+from ..ground.words import check_whole, near
 from . import files
-from .lists import DIMENSIONS, NUMBERS, near, vbench, videojam
+from .lists import DIMENSIONS, NUMBERS, vbench, videojam
 from ..sampling import videos
 
 # %% ../../nbs/15_prompts/01_suites.ipynb #5aa469d1
@@ -94,7 +95,7 @@ def suite(name, file=None, count=None, split="test", dimensions=DIMENSIONS, augm
     if name not in SUITES:
         raise Refused(f"suite {name!r}", "does not exist", near(name, SUITES))
     if count is not None:
-        flags.check_whole("count", count, 1)
+        check_whole("count", count, 1)
     dimensions = (dimensions,) if isinstance(dimensions, str) else tuple(dimensions)
     if name != "vbench" and (augmented or dimensions != DIMENSIONS):
         raise Refused(name, "has no dimensions and no augmented prompts", "leave these out; vbench has them")

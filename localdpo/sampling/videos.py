@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import localdpo
+from ..backbones.identity import identity
 from ..ground import paths
 from ..ground.errors import Failed, Refused
-from ..ground.flags import check_whole
+from ..ground.seals import changes, sealed, unsealed
+from ..ground.words import check_whole
 from ..media import video
-from ..pairs.store import changes, identity, sealed, unsealed
 from ..prompts.files import Prompt as Prompt
 from ..prompts.files import as_prompts
 from ..prompts.files import read_prompts as read_prompts

@@ -14,9 +14,9 @@ from .. import losses
 from ..ground.progress import progress
 from ..losses import ErrorMaps
 from ..media import figures
+from ..pairs.batch import PairBatch
 from .checks import Recipe, check_pairs
 from .config import TrainConfig
-from .error_maps import PairBatch
 from .loop import adamw, advance, draws, gradient, policy
 
 # %% ../../nbs/40_training/10_beta.ipynb #fc8ad96b

@@ -23,11 +23,11 @@ from ..ground import leases, paths
 from ..ground.errors import Failed, Refused
 from ..ground.noise import generator
 from ..ground.progress import progress
+from ..ground.seals import changes
 from ..media import figures
 from . import alarms, checkpoints, plan
 from .checks import RECIPES as RECIPES
-from .checks import Recipe, accelerator_for, check, differences, identity
-from .checks import network as network
+from .checks import Recipe, accelerator_for, check, identity
 from .config import TrainConfig
 from .error_maps import error_maps
 
@@ -160,7 +160,7 @@ def _restore(folder, this, named, optimiser):
     if (path := checkpoints.latest(folder / "checkpoints")) is None:
         return 0
     state = json.loads((path / "state.json").read_text())
-    if wrong := list(differences(state["identity"], this)):
+    if wrong := changes(state["identity"], this):
         raise Refused(folder, f"holds another run: {'; '.join(wrong)}", "use the old settings, or another folder")
     with torch.no_grad():
         for name, matrix in adapters.read(path).matrices.items():

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..backbones.backbone import free_memory
-from ..pairs.files import counted
+from ..ground.devices import free_memory
+from ..ground.words import counted
 
 # %% ../../nbs/40_training/09_plan.ipynb #846bfeff
 def blocks(transformer):

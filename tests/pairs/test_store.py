@@ -17,6 +17,7 @@ from conftest import random_model
 from localdpo.cli import main as cli
 from localdpo.clips.sources import Clip, caption_fault, fitted, from_folder, from_world
 from localdpo.ground.errors import Refused
+from localdpo.ground.seals import changes
 from localdpo.media import sheets, video
 from localdpo.miniature import models
 from localdpo.pairs import store as pairs
@@ -425,7 +426,7 @@ def test_other_settings_are_refused_with_old_and_new_values_before_anything_is_w
     with pytest.raises(Refused, match=r"other settings: its clips or captions changed \(block 0\)\n"):
         build(backbone, [*clips[1:], clips[0]._replace(prompt=PROMPT)], store, CONFIG)
     monster = "2" + "1" * 63
-    assert pairs.changes(dict(a=dict(b=None), c=1), dict(a=dict(b=monster))) == [
+    assert changes(dict(a=dict(b=None), c=1), dict(a=dict(b=monster))) == [
         "a.b was none, is 2111111111...",
         "c was 1, is none",
     ]

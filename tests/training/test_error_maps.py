@@ -12,7 +12,8 @@ from localdpo.backbones import adapters
 from localdpo.ground.errors import Refused
 from localdpo.ground.noise import normal, normal_batch
 from localdpo.miniature import models
-from localdpo.training.error_maps import PairBatch, error_maps
+from localdpo.pairs.batch import PairBatch
+from localdpo.training.error_maps import error_maps
 
 NAMES = tuple(models.SIZES)
 

@@ -22,10 +22,10 @@ from localdpo.backbones import adapters
 from localdpo.ground.errors import Failed, Refused
 from localdpo.ground.noise import normal
 from localdpo.miniature import models
+from localdpo.pairs.batch import PairBatch
 from localdpo.sampling.videos import find_adapter
 from localdpo.training import alarms, checkpoints, loop
 from localdpo.training.config import TrainConfig
-from localdpo.training.error_maps import PairBatch
 from localdpo.training.loop import RECIPES, Recipe, draws, gradient, train
 
 SMALL = dict(steps=12, batch=4, micro_batch=2, rank=4, lr=1e-3, warmup=2, save_every=1, keep=2)
@@ -461,10 +461,10 @@ def test_nothing_that_is_pickled_is_written(whole):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (dict(lr=2e-3), "settings lr was 0.001, is 0.002"),
-        (dict(seed=1), "settings seed was 0, is 1"),
-        (dict(recipe=Recipe("dpo")), "recipe name was local_dpo, is dpo"),
-        (dict(pairs=Pairs(count=9)), "pairs count was 10, is 9"),
+        (dict(lr=2e-3), "settings.lr was 0.001, is 0.002"),
+        (dict(seed=1), "settings.seed was 0, is 1"),
+        (dict(recipe=Recipe("dpo")), "recipe.name was local_dpo, is dpo"),
+        (dict(pairs=Pairs(count=9)), "pairs.count was 10, is 9"),
     ],
 )
 def test_a_run_with_other_settings_is_refused_and_the_difference_named(whole, change, said):
@@ -791,7 +791,8 @@ def test_a_probe_suggests_a_beta_and_keeps_nothing():
 def released(tmp_path_factory):
     "A tiny model on disk, and a store of pairs that belong to it."
     from localdpo import backbones
-    from localdpo.pairs.store import Pair, PairStore, identity
+    from localdpo.backbones.identity import identity
+    from localdpo.pairs.store import Pair, PairStore
 
     home = tmp_path_factory.mktemp("released")
     models.release(fresh().pipeline, home / "tiny-wan", {})
@@ -820,7 +821,7 @@ def test_the_command_line_trains_goes_on_and_probes(released, tmp_path, capsys):
     assert not command(*words, "--out", tmp_path / "run", "--steps", 3, "--beta", 500, "--set", "weights=[1,1,0]")
     assert [line["step"] for line in alarms.read(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]
     assert command(*words, "--out", tmp_path / "run", "--steps", 3) == 2
-    assert "holds another run: recipe beta was 500.0, is [300.0, 1000.0]" in capsys.readouterr().err
+    assert "holds another run: recipe.beta was 500.0, is [300.0, 1000.0]" in capsys.readouterr().err
     assert not command(*words, "--probe-beta", "--out", tmp_path / "none") and not (tmp_path / "none").exists()
     assert "median" in (said := capsys.readouterr().out) and "to train with it: --set 'beta=[" in said
 
@@ -876,7 +877,7 @@ def test_a_model_of_another_autoencoder_is_refused(released, tmp_path, capsys):
 
 
 def test_training_holds_no_weights_but_the_transformers_and_loads_them_quietly(released, capfd):
-    from localdpo.training.loop import network
+    from localdpo.backbones.hollow import network
 
     model = network(released / "tiny-wan", "cpu")
     assert {p.device.type for part in (model.vae, model.text_encoder) for p in part.parameters()} == {"meta"}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ...backbones.backbone import place
+from ...ground.devices import place
 from ...ground.errors import Refused
 from localdpo.scoring.learned.pixels import (
     CLIP_MEAN,

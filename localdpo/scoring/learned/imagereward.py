@@ -11,7 +11,7 @@ import re
 import torch
 from torch import nn
 
-from ...backbones.backbone import place
+from ...ground.devices import place
 from .pixels import crop, normalised, resize_pictures, shorter_side
 from .published import Published
 from ..weights import Source, fill, tensors

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...backbones.backbone import place
+from ...ground.devices import place
 from .pixels import floats, resize
 from .published import Published
 from ..weights import Source, fill, tensors

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from ...backbones.backbone import place
+from ...ground.devices import place
 from ..scorer import Scorer
 from ..weights import Source, WeightsMissing, together
 

@@ -15,7 +15,7 @@ import re
 import torch
 from torch import nn
 
-from ...backbones.backbone import place
+from ...ground.devices import place
 from ...ground.errors import Refused
 from .pixels import floats, normalised, resize
 from .published import Published

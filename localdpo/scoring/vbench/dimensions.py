@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ...backbones.backbone import place
+from ...ground.devices import place
 from ..learned import clip
 from ..learned.pixels import crop, floats, normalised, resize, shorter_side
 from ..learned.published import Published, features
