@@ -10,7 +10,8 @@ import json
 
 import numpy as np
 
-from ..clips.sources import CAPTION, FILE, from_folder, from_world
+from ..clips.captions import CAPTION, FILE
+from ..clips.sources import from_folder, from_world
 from ..ground import words
 from ..ground.errors import Failed, Refused
 from ..ground.seals import REPAIR

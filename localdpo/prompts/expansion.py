@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from ..clips.sources import caption_fault
+from ..clips.captions import caption_fault
 from ..ground import paths
 from ..ground.errors import Failed, Refused
 

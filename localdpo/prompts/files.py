@@ -6,11 +6,10 @@
 __all__ = ['Prompt', 'as_prompts', 'checked', 'read_prompts']
 
 # %% ../../nbs/15_prompts/02_files.ipynb #d4b650b8
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from ..clips.sources import caption_fault, caption_rows
+from ..clips.captions import caption_fault, caption_rows
 from ..ground.errors import Refused
 
 # %% ../../nbs/15_prompts/02_files.ipynb #745d7162
@@ -50,8 +49,6 @@ def checked(rows):
         if missing := [name for name in Prompt._fields if name not in row]:
             columns = ", ".join(map(str, row)) or "none"
             raise Refused(place, f"has no {missing[0]}; it has {columns}", "give each prompt an id and a prompt")
-        if None in row:
-            raise Refused(place, "has more cells than there are columns", 'put a prompt with commas into quotes: "..."')
         id, text = row["id"], row["prompt"]
         id = str(id) if isinstance(id, int) and not isinstance(id, bool) else id
         if fault := caption_fault(text):
@@ -76,12 +73,9 @@ def read_prompts(path):
     path = Path(path)
     if path.suffix not in (".txt", ".jsonl", ".csv", ".parquet"):
         raise Refused(path, "is in no form that prompts are read in", "save it as .txt, .jsonl or .csv, in UTF-8")
-    try:
-        rows = _lines(path) if path.suffix == ".txt" else caption_rows(path)
-    except csv.Error as error:
-        raise Refused(path, f"is no csv ({error})", "look for a quote that is not closed") from error
+    rows = _lines(path) if path.suffix == ".txt" else caption_rows(path)
     for place, row in rows:
-        if path.suffix == ".csv" and "\n" in str(row.get("prompt")):
+        if path.suffix == ".csv" and isinstance(row, dict) and "\n" in str(row.get("prompt")):
             raise Refused(path.parent / place, "has a prompt of several lines", "look for a quote that is not closed")
     if not rows:
         raise Refused(path, "holds no prompts", "write one in each line")

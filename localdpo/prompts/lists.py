@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from ..clips.sources import caption_fault
+from ..clips.captions import caption_fault
 from ..ground.errors import Refused
 from ..ground.words import near
 

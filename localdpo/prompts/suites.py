@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..clips import world
-from ..clips.sources import caption_fault, caption_rows
+from ..clips.captions import caption_fault, caption_rows
 from ..ground import paths
 from ..ground.errors import Refused
 from ..ground.words import check_whole, near

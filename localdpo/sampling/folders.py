@@ -6,12 +6,12 @@
 __all__ = ['FORMS', 'Video', 'chosen', 'find_videos']
 
 # %% ../../nbs/50_sampling/03_folders.ipynb #77e3aa90
-import csv
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-from ..clips.sources import CAPTION, FILE, VIDEOS, caption_fault, caption_rows
+from ..clips.captions import CAPTION, FILE, caption_fault, caption_rows
+from ..clips.sources import VIDEOS
 from ..ground.errors import Refused
 
 # %% ../../nbs/50_sampling/03_folders.ipynb #fafd7d33
@@ -102,18 +102,10 @@ def _rows(path, form):
             raise Refused(path, f"cannot be read ({error.strerror})", "name the file with the prompts") from error
         lines = [(i, line.partition("\t")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         return [(f"{path.name} line {i}", name.strip(), prompt.strip(), "as given") for i, (name, _, prompt) in lines]
-    try:
-        rows = caption_rows(path)
-    except (csv.Error, OSError, ValueError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(path, f"is no {path.suffix[1:]} ({error})", "write it anew, in UTF-8") from error
+    rows = caption_rows(path)
     for place, row in rows:
         if isinstance(row, str):
             raise Refused(path.parent / place, row, "mend that line, or leave it out")
-        if None in row:  # else the end of the prompt would be lost
-            then = 'put a prompt with commas into quotes: "..."'
-            raise Refused(path.parent / place, "has more cells than there are columns", then)
         if path.suffix == ".csv" and any("\n" in str(cell) for cell in row.values()):
             raise Refused(path.parent / place, "has a cell of several lines", "look for a quote that is not closed")
     columns = dict.fromkeys(key for _, row in rows for key in row)

@@ -6,7 +6,6 @@
 __all__ = ['EXACT', 'read', 'Matched', 'matched', 'sign_flip', 'holm', 'Paired', 'compare']
 
 # %% ../../nbs/70_stats/02_paired.ipynb #d1ff9bd2
-import csv
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..ground import tables
 from ..ground.errors import Refused
 from .intervals import Interval, mean_interval, per_prompt, win_rate
 
@@ -25,7 +25,7 @@ def read(table, method=None):
     """
     what = "the table"
     if isinstance(table, str | Path):
-        what, table = table, _file_rows(Path(table))
+        what, table = table, tables.rows(table)
     if hasattr(table, "to_dict") and hasattr(table, "columns"):  # of pandas or polars; a walk over it gives its columns
         table = {str(name): list(table[name]) for name in table.columns}
     if not isinstance(table, dict):
@@ -49,19 +49,6 @@ def read(table, method=None):
         if empty:
             raise Refused(f"row {empty[0] + 1} of the table", f"has no {name}", "each row is one video of one method")
     return columns | {"seed": columns.get("seed", [0] * len(columns["prompt"]))}
-
-
-def _file_rows(path):
-    if path.suffix not in (".csv", ".parquet") or not path.is_file():
-        raise Refused(path, "is no csv or parquet file", "pass the path of one, a list of rows or a dict of columns")
-    if path.suffix == ".csv":
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise Refused(path, "needs pyarrow to be read", "pip install pyarrow, or write the scores as .csv") from None
-    return parquet.read_table(path).to_pylist()
 
 
 def _by_column(rows):

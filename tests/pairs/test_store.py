@@ -15,7 +15,8 @@ import torch
 from conftest import random_model
 
 from localdpo.cli import main as cli
-from localdpo.clips.sources import Clip, caption_fault, fitted, from_folder, from_world
+from localdpo.clips.captions import caption_fault
+from localdpo.clips.sources import Clip, fitted, from_folder, from_world
 from localdpo.ground.errors import Refused
 from localdpo.ground.seals import changes
 from localdpo.media import sheets, video
