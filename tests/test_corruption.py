@@ -5,7 +5,7 @@ import torch
 from conftest import random_model
 
 from localdpo import backbones
-from localdpo.corruption import corrupt, steps_to_walk
+from localdpo.corruption import Walk, corrupt, fuse, steps_to_walk
 from localdpo.ground.errors import Refused
 from localdpo.ground.noise import normal_batch
 
@@ -40,6 +40,12 @@ def test_outside_the_mask_a_loser_is_its_winner_bit_for_bit(backbone, scene):
     assert torch.equal(made[~inside], latents[~inside])
     for i in range(4):
         assert (made[i][inside[i]] - latents[i][inside[i]]).abs().mean() > 0.1
+
+
+def test_fusion_is_equation_3(scene):
+    latents, _, mask = scene
+    other, m = latents.flip(0), mask[:, None].float()
+    assert torch.equal(fuse(mask, other, latents), m * other + (1 - m) * latents)
 
 
 def test_an_empty_mask_gives_the_winner(backbone, scene):
@@ -103,20 +109,22 @@ def test_guidance_and_its_dynamic_form_matter(backbone, scene):
     "noise_alpha, walked", [(0.75, 38), (0.8, 40), (0.85, 42), (0.9, 45), (0.95, 48), (0, 0), (1, 50)]
 )
 def test_share_of_steps_is_that_of_the_release(backbone, noise_alpha, walked):
-    assert steps_to_walk(backbone, noise_alpha) == walked
+    assert steps_to_walk(backbone, noise_alpha, Walk()) == walked
 
 
 def test_other_ways_to_read_the_level(backbone):
-    assert steps_to_walk(backbone, 0.81, rounding="ceil") == 41
+    assert steps_to_walk(backbone, 0.81, Walk(rounding="ceil")) == 41
     for mode in ("sigma", "train_t"):
-        walked = [steps_to_walk(backbone, a, alpha_mode=mode) for a in (0, 0.3, 0.6, 0.9, 1)]
+        walked = [steps_to_walk(backbone, a, Walk(alpha_mode=mode)) for a in (0, 0.3, 0.6, 0.9, 1)]
         assert walked == sorted(walked) and walked[0] == 0 and walked[-1] == 50
-    t = backbone.sampler(50, last=steps_to_walk(backbone, 0.6, alpha_mode="train_t")).timesteps[0]
+    t = backbone.sampler(50, last=steps_to_walk(backbone, 0.6, Walk(alpha_mode="train_t"))).timesteps[0]
     assert abs(t / 1000 - 0.6) < 0.03
-    with pytest.raises(Refused, match="alpha_mode='sigmas'.*\n.*steps, sigma, train_t"):
-        steps_to_walk(backbone, 0.5, alpha_mode="sigmas")
+    with pytest.raises(Refused, match="alpha_mode='sigmas'.*\n.*steps or sigma or train_t"):
+        Walk(alpha_mode="sigmas")
+    with pytest.raises(Refused, match="rounding='floor'.*\n.*round or ceil"):
+        Walk(rounding="floor")
     with pytest.raises(Refused, match="noise_alpha=75"):
-        steps_to_walk(backbone, 75)
+        steps_to_walk(backbone, 75, Walk())
 
 
 def test_parts_that_do_not_belong_together_are_refused(backbone, scene):

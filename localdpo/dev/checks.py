@@ -101,8 +101,9 @@ def readme(root):
 
 # %% ../../nbs/99_dev/01_checks.ipynb #d926bdd3
 def picture(notebook):
-    "The first picture that a notebook shows."
+    "The picture of the cell that says `#| opening`, or the first that the notebook shows."
     cells = nbformat.read(notebook, as_version=4).cells
+    cells.sort(key=lambda cell: "#| opening" not in cell.source.splitlines())
     shown = (output.get("data", {}).get("image/png") for cell in cells for output in cell.get("outputs", []))
     return base64.b64decode(next(filter(None, shown), ""))
 

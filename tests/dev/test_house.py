@@ -1,5 +1,6 @@
 """Notebooks, package, README and pins agree; and each way of falling out of step is found when it is planted."""
 
+import base64
 import json
 import os
 import re
@@ -87,6 +88,16 @@ def test_a_page_that_opens_with_a_link_to_its_own_picture_has_the_present_one(ch
     )
     (checkout / "nbs/images/sheet.png").write_bytes(checks.picture(page))
     assert not [fault for fault in checks.readme_faults(checkout) if "sheet" in fault]
+
+
+def test_a_marked_cell_draws_the_opening_picture(tmp_path):
+    nb = nbformat.v4.new_notebook()
+    for source, data in (("x", "AAAA"), ("#| opening\ny", "BBBB"), ("z", "CCCC")):
+        nb.cells.append(
+            nbformat.v4.new_code_cell(source, outputs=[nbformat.v4.new_output("display_data", {"image/png": data})])
+        )
+    nbformat.write(nb, tmp_path / "a.ipynb")
+    assert checks.picture(tmp_path / "a.ipynb") == base64.b64decode("BBBB")
 
 
 def test_a_link_that_leads_nowhere_is_found(checkout):

@@ -31,7 +31,7 @@ def test_the_sprites_mask_goes_on_like_any_other(clip):
 
 @pytest.mark.parametrize("room", [-1, 1.5])
 def test_room_that_is_no_number_of_pixels_is_refused(clip, room):
-    with pytest.raises(Refused, match="is no distance"):
+    with pytest.raises(Refused, match="is not a distance"):
         object_masks.sprite_mask(clip, room)
 
 
