@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from localdpo.backbones import adapters
+from localdpo.backbones.tensor_files import SUM
 from localdpo.ground.errors import Refused
 
 NAMES = ("tiny-cogvideox-2b", "tiny-cogvideox-5b", "tiny-wan-1.3b")
@@ -230,7 +231,7 @@ def test_equal_adapters_are_equal_files_whatever_they_are_written_as(one, tmp_pa
 def test_the_sorted_header_says_all_that_it_said_and_stays_aligned(one):
     _, folder = one
     with safe_open(folder / adapters.FILE, "pt") as opened:
-        assert set(opened.metadata()) == {"format", "localdpo", "lora_adapter_metadata"}
+        assert set(opened.metadata()) == {"format", "localdpo", "lora_adapter_metadata", SUM}
         assert json.loads(opened.metadata()["localdpo"])["base"] == "tiny-wan-1.3b"
     data = (folder / adapters.FILE).read_bytes()
     assert (8 + int.from_bytes(data[:8], "little")) % 8 == 0  # what follows can be mapped into memory
@@ -335,11 +336,33 @@ def test_a_damaged_file_is_refused_by_name(one, how):
     assert refusal.value.then and adapters.names(other) == ()
 
 
+@pytest.mark.parametrize("place", range(0, 100, 7))
+def test_a_file_in_which_one_bit_changed_is_neither_loaded_nor_exported(one, tmp_path, place):
+    model, folder = one
+    file = tmp_path / "bare.safetensors"
+    data = bytearray((folder / adapters.FILE).read_bytes())
+    data[min(len(data) * place // 100 + 9, len(data) - 1)] ^= 1
+    file.write_bytes(data)
+    for use in (lambda: adapters.load(fresh(model.name), file),
+                lambda: adapters.export_diffusers(file, tmp_path / "out.safetensors")):  # fmt: skip
+        with pytest.raises(Refused, match="is damaged"):
+            use()
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused_in_files_without_a_checksum(one, number):
+    model, folder = one
+    rewritten(folder, lambda matrices: next(iter(matrices.values())).view(-1)[3:4].fill_(number))
+    with pytest.raises(Refused, match="is damaged: transformer.* has infinite or undefined numbers"):
+        adapters.load(fresh(model.name), folder)
+
+
 def rewritten(folder, change, header=None):
     "The adapter's file after `change` to its matrices, and with another header if one is given."
     file = folder / adapters.FILE
     with safe_open(file, "pt") as opened:
-        was = opened.metadata()
+        was = {key: value for key, value in opened.metadata().items() if key != SUM}
     matrices = load_file(file)
     change(matrices)
     save_file(matrices, file, was if header is None else header)
@@ -410,7 +433,7 @@ def test_a_rank_that_contradicts_the_matrices_is_refused(one):
     model, folder = one
     config = {"transformer.r": 8, "transformer.lora_alpha": 12}
     rewritten(folder, lambda m: None, header={"lora_adapter_metadata": json.dumps(config)})
-    with pytest.raises(Refused, match="no adapter of one rank"):
+    with pytest.raises(Refused, match="must hold an adapter of one rank"):
         adapters.load(fresh(model.name), folder)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from localdpo import backbones
 from localdpo.backbones import adapters
+from localdpo.backbones.tensor_files import SUM
 from localdpo.cli import main as cli
 from localdpo.cli.export import export, outline
 from localdpo.clips import pools
@@ -56,7 +57,7 @@ def changed(run, change, header=None):
     "The file of the adapter after `change` to its matrices, and with another header if one is given."
     file = run / "adapter" / adapters.FILE
     with safe_open(file, "pt") as opened:
-        was = opened.metadata()
+        was = {key: value for key, value in opened.metadata().items() if key != SUM}
     matrices = load_file(file)
     change(matrices)
     save_file(matrices, file, was if header is None else header)
@@ -151,7 +152,7 @@ def test_unknown_and_missing_keys_are_refused_and_nothing_is_written(wan, tmp_pa
 def test_what_is_no_adapter_is_refused(tmp_path):
     (tmp_path / "note.txt").write_text("not an adapter")
     model = backbones.WEIGHTS / "tiny-wan-1.3b" / "transformer" / "diffusion_pytorch_model.safetensors"
-    faults = {tmp_path / "note.txt": "damaged or no adapter", model: "no adapter of one rank"}
+    faults = {tmp_path / "note.txt": "damaged, or holds no tensors", model: "must hold an adapter of one rank"}
     faults |= {tmp_path / "gone": "does not exist", tmp_path: "holds no adapter"}
     for source, why in faults.items():
         with pytest.raises(Refused, match=why):
