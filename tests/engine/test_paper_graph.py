@@ -93,9 +93,9 @@ def test_the_table_says_what_the_scores_say(report):
 def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
     page = (report[0] / "out/index.html").read_text()
     for word in (
-        "Table 3: which",
-        "Figure 6: how",
-        "Figure 9: what",
+        "Table 3: each term",
+        "Figure 6: with the region-aware term",
+        "Figure 9: a loser differs",
         "0.7080",
         "dpo+sft+ra",
         "From left to right: baseline, sft",
