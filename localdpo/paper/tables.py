@@ -68,11 +68,12 @@ def real_clips(scores):
 
 
 def _cloud(scores, name):
-    "The features of one method's videos, or the reason why there are none."
+    "The features of one method's videos and the prompt of each, or the reason why there are none."
     with np.load(scores.folder / f"features-{name}.npz") as looks:
         if "none" in looks:
-            return None, str(looks["none"])
-        return looks[f"step {scores.step}" if f"step {scores.step}" in looks else "step 0"], ""
+            return None, None, str(looks["none"])
+        look = f"step {scores.step}" if f"step {scores.step}" in looks else "step 0"
+        return looks[look], looks[f"prompts of {look}"], ""
 
 
 def as_sets(scores):
@@ -80,14 +81,14 @@ def as_sets(scores):
     if not scores.real:
         return ""
     clouds = {name: _cloud(scores, name) for name in [*scores.methods, "real"]}
-    said = "".join(f"- {name}: no Fréchet distance: {why}\n" for name, (_, why) in clouds.items() if why)
-    clouds = {name: cloud for name, (cloud, why) in clouds.items() if not why}
+    said = "".join(f"- {name}: no Fréchet distance: {why}\n" for name, (*_, why) in clouds.items() if why)
+    prompts = {name: own for name, (_, own, why) in clouds.items() if not why}
+    clouds = {name: cloud for name, (cloud, _, why) in clouds.items() if not why}
     lines = []
     for name in [name for name in scores.methods if {name, scores.reference, "real"} <= clouds.keys()]:
         gap = ""
-        if name != scores.reference:
-            groups = min(20, len(clouds[name]) // 2)
-            gap = frechet.difference(clouds[name], clouds[scores.reference], clouds["real"], groups)
+        if name != scores.reference and len(set(prompts[name])) >= frechet.FEWEST:
+            gap = frechet.difference(clouds[name], clouds[scores.reference], clouds["real"], prompts[name])
             gap = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gap)
         lines.append([name, f"{frechet.distance(clouds[name], clouds['real']):.3f}", gap])
     head = ["method", "Fréchet distance ↓", f"from {scores.reference}"]

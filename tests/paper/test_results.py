@@ -97,10 +97,9 @@ def test_what_is_watched_is_shown_and_never_tested(folder):
 def test_real_clips_and_sets(folder, capsys):
     found, rng = loaded(folder, real=True), np.random.default_rng(0)
     for i, name in enumerate(("baseline", "sft", "dpo+sft", "real")):
-        np.savez(
-            folder / f"features-{name}.npz",
-            **{"step 0": rng.normal(size=(12, 3)) + i, "step 4": rng.normal(size=(12, 3)) + i},
-        )
+        looks = {look: rng.normal(size=(12, 3)) + i for look in ("step 0", "step 4")}
+        prompts = {f"prompts of {look}": [f"p{n // 2}" for n in range(12)] for look in looks}
+        np.savez(folder / f"features-{name}.npz", **looks, **prompts)
     text = tables.real_clips(found) + tables.as_sets(found)
     assert "| real |" in text and "Fréchet distance ↓" in text and text.count("| sft |") == 1
     np.savez(folder / "features-sft.npz", none="too large")
