@@ -12,7 +12,8 @@ import json
 import torch
 
 from .backbone import loading
-from .files import find, inspect
+from .files import find, inspect, weight_files
+from .room import check_room
 from ..ground.devices import place
 
 # %% ../../nbs/20_backbones/09_hollow.ipynb #9579cacc
@@ -25,13 +26,16 @@ def network(name_or_path, device=None, dtype=None):
     device = place(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     family.check_dtype(folder, dtype)
+    check_room(folder.name, device, {"transformer": (weight_files(folder, "transformer"), dtype)})
     index = json.loads((folder / "model_index.json").read_text())
     with loading(folder):
         vae, text_encoder = (getattr(importlib.import_module(index[part][0]), index[part][1]) for part in HOLLOW)
         with torch.device("meta"):
             hollow = dict(vae=vae.from_config(vae.load_config(folder / "vae")))
             hollow["text_encoder"] = text_encoder(text_encoder.config_class.from_pretrained(folder / "text_encoder"))
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype={"default": dtype}, local_files_only=True, **hollow)
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, dtype={"default": dtype}, local_files_only=True, use_safetensors=True, **hollow
+        )
     pipeline.transformer.to(device)
     return family(pipeline, str(name_or_path))
 

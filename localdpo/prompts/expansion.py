@@ -142,15 +142,18 @@ def load(folder, device=None):
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    from localdpo.backbones import backbone
+    from localdpo.backbones.backbone import loading
+    from localdpo.backbones.room import check_room
     from localdpo.ground.devices import place
 
     device = place(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    backbone._check_room(folder, device, dtype)
-    with backbone.loading(folder):
+    check_room(folder.name, device, dict(weights=(folder.glob("*.safetensors"), dtype)))
+    with loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
         if tokenizer.chat_template is None:  # older releases of the files keep it with the picture processor
             tokenizer.chat_template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
     try:

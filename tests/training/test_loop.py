@@ -836,7 +836,7 @@ def test_the_command_line_trains_goes_on_and_probes(released, tmp_path, capsys):
         (["--set", "beta=abc"], "says no number for beta"),
         (["--set", "beta=3", "--beta", "4"], "gives beta a second time"),
         (["--compile", "--device", "cpu"], "compile: brings nothing on cpu"),
-        (["--device", "gpu"], "device 'gpu': is no device"),
+        (["--device", "gpu"], "device 'gpu': is unknown"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_refused_before_anything_is_written(released, tmp_path, capsys, words, said):
