@@ -18,26 +18,30 @@ from .ground.errors import Refused
 class ErrorMaps:
     "Squared errors of policy and reference on the winners and the losers of a batch, `[B, C, T, H, W]` each."
 
-    policy_w: torch.Tensor
-    policy_l: torch.Tensor
-    ref_w: torch.Tensor
-    ref_l: torch.Tensor
+    policy_w: torch.Tensor | None = None  # None: the objective does not read it, so it was not computed
+    policy_l: torch.Tensor | None = None
+    ref_w: torch.Tensor | None = None
+    ref_l: torch.Tensor | None = None
 
     def __post_init__(self):
-        shapes = {name: tuple(part.shape) for name, part in vars(self).items()}
+        there = {name: part for name, part in vars(self).items() if part is not None}
+        shapes = {name: tuple(part.shape) for name, part in there.items()}
         if len(set(shapes.values())) > 1 or len(self.shape) != 5 or 0 in self.shape:
-            raise Refused(f"error maps of shapes {shapes}", "do not belong together", "pass four maps [B,C,T,H,W]")
-        if any(part.dtype not in (torch.float32, torch.float64) for part in vars(self).values()):
-            dtypes = ", ".join(str(part.dtype) for part in vars(self).values())
+            raise Refused(f"error maps of shapes {shapes}", "do not belong together", "pass maps [B,C,T,H,W]")
+        if any(part.dtype not in (torch.float32, torch.float64) for part in there.values()):
+            dtypes = ", ".join(str(part.dtype) for part in there.values())
             then = "make targets and predictions float32 before one is taken from the other"
             raise Refused(f"error maps in {dtypes}", "cannot hold the difference that the loss is made of", then)
 
     @property
     def shape(self):
-        return tuple(self.policy_w.shape)
+        return next((tuple(part.shape) for part in vars(self).values() if part is not None), ())
 
     def over_reference(self):
         "By how much the error of the policy is above that of the reference: on the winner, on the loser."
+        if missing := [name for name, part in vars(self).items() if part is None]:
+            then = "let the recipe say that it reads them (reads)"
+            raise Refused(f"error maps without {', '.join(missing)}", "cannot compare policy and reference", then)
         return self.policy_w - self.ref_w, self.policy_l - self.ref_l
 
 # %% ../nbs/40_training/01_losses.ipynb #98414c4e
@@ -142,7 +146,7 @@ def ra_dpo(e, mask, noise_alpha, beta, alpha_range=ALPHA_RANGE):
 def sft(e):
     "Supervised fine-tuning: the mean error of the policy on the winners."
     loss = _mean(e.policy_w).mean()
-    return loss, _numbers(sft_loss=loss, winner_over_ref=_mean(e.over_reference()[0]).mean())
+    return loss, _numbers(sft_loss=loss)
 
 # %% ../nbs/40_training/01_losses.ipynb #a91a3e6f
 def local_dpo(

@@ -64,7 +64,10 @@ def modules(source):
     "Every module of this package that `source` needs, directly or through others."
     waiting, found = [(ast.parse(source), "localdpo")], {}
     while waiting:
-        asked = set(imports(*waiting.pop()))
+        tree, package = waiting.pop()
+        asked = set(imports(tree, package))
+        if "iter_modules" in ast.unparse(tree):  # it uses whatever lies in its folder
+            asked.update(PACKAGE.joinpath(*package.split(".")[1:]).glob("*.py"))
         passed = {face for path in asked for face in _passed(path)} - asked
         for path in asked | passed:
             if path not in found or (path in asked and not found[path]):

@@ -26,10 +26,10 @@ from ..ground.progress import progress
 from ..ground.seals import changes
 from ..media import figures
 from . import alarms, checkpoints, plan
-from .checks import RECIPES as RECIPES
-from .checks import Recipe, accelerator_for, check, identity
+from .checks import accelerator_for, check, identity
 from .config import TrainConfig
-from .error_maps import error_maps
+from .error_maps import error_maps, sides
+from .recipe import MAPS, Recipe
 
 # %% ../../nbs/40_training/03_loop.ipynb #11107ab6
 @functools.lru_cache(4)
@@ -82,11 +82,11 @@ def _speed(seconds, waited, flops, device):
 # %% ../../nbs/40_training/03_loop.ipynb #74d6f7d1
 def gradient(backbone, recipe, config, passes):
     "Add up the gradient of a step; returns the numbers of each pass, and the tensor that is to blame if one is not finite."
-    lines, blame = [], None
+    lines, blame, reads = [], None, getattr(recipe, "reads", MAPS)
     kind = torch.autocast(backbone.device.type, torch.bfloat16, config.precision == "bf16", cache_enabled=False)
     for batch, visits, share in passes:
         with kind:
-            maps = error_maps(backbone, batch, config.seed, visits, config.share_noise, config.clean_first)
+            maps = error_maps(backbone, batch, config.seed, visits, config.share_noise, config.clean_first, reads)
         loss, metrics = recipe(maps, batch)
         (loss * share).backward()
         lines.append(dict(loss=loss.item()) | metrics)
@@ -142,8 +142,8 @@ def advance(optimiser, named, config, step):
 
 
 @contextlib.contextmanager
-def proven(backbone, wanted):
-    "Fail unless the blocks called in here were called again in the backward pass, if that is `wanted`."
+def proven(backbone, passes):
+    "Fail unless the policy's `passes` in here were each computed a second time, for the backward pass."
     calls = []
     first = plan.blocks(backbone.transformer)[0]
     hook = first.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
@@ -151,7 +151,7 @@ def proven(backbone, wanted):
         yield
     finally:
         hook.remove()
-    if wanted and sum(calls) != 2 * (len(calls) - sum(calls)):  # for each call by the reference, two by the policy
+    if sum(calls) != 2 * passes:  # the reference's are made without gradients
         raise Failed(f"{backbone.name} was asked to compute activations twice and did not; train without recompute")
 
 # %% ../../nbs/40_training/03_loop.ipynb #8a5d0ca1
@@ -181,7 +181,7 @@ def _keep(folder, step, this, backbone, named, optimiser, keep):
 def train(backbone, pairs, recipe, config=None):
     "Tune an adapter of `backbone` on `pairs` by `recipe`, or go on with it; returns the folder of the run."
     config = (config or TrainConfig()).filled(backbone)
-    recipe = recipe.filled(backbone) if isinstance(recipe, Recipe) else recipe
+    recipe = recipe.filled(backbone, pairs) if isinstance(recipe, Recipe) else recipe
     folder = Path(config.out)
     accelerator = accelerator_for(backbone, config, folder)
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
@@ -213,7 +213,7 @@ def train(backbone, pairs, recipe, config=None):
             for step in progress(steps, folder.name, unit="step") if main and steps else steps:
                 began, waited = time.perf_counter(), batches.seconds
                 passes = ((*next(batches), 1 / count) for _ in range(count))
-                with proven(backbone, config.recompute) if step == start else contextlib.nullcontext():
+                with proven(backbone, count) if config.recompute and step == start else contextlib.nullcontext():
                     lines, blame = gradient(backbone, recipe, config, passes)
                 line = _share(accelerator, lines, named)
                 with checkpoints.undisturbed():
@@ -254,12 +254,13 @@ def _begin(accelerator, backbone, pairs, recipe, config, this, start, named):
     if start < config.steps:
         indices, visits = draws(config, len(pairs), start, 0, world)[0]
         batch = pairs.batch(list(indices))
-        noisy = torch.cat([batch.winner, batch.loser]).to(backbone.device, torch.float32)
-        t = backbone.draw_timesteps(seed=config.seed, ids=batch.ids, visits=list(visits)).repeat(2)
-        text = batch.text.to(backbone.device).repeat(2, 1, 1)
+        clips = sides(batch, getattr(recipe, "reads", MAPS)).values()
+        noisy = torch.cat([*clips]).to(backbone.device, torch.float32)
+        t = backbone.draw_timesteps(seed=config.seed, ids=batch.ids, visits=list(visits)).repeat(len(clips))
+        text = batch.text.to(backbone.device).repeat(len(clips), 1, 1)
         with torch.autocast(backbone.device.type, torch.bfloat16, config.precision == "bf16"), backbone.reference():
             cost = plan.measure(backbone, noisy, t, text)
-        work = cost.flops(config.recompute) * config.batch
+        work = cost.flops(config.recompute, getattr(recipe, "reads", MAPS)) * config.batch
         trained = sum(p.numel() for p in named.values())
         name = recipe if isinstance(recipe, Recipe) else this["recipe"]["name"]
         print(plan.describe(backbone, config, cost, trained, len(pairs), world, start, name), flush=True)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..ground.devices import free_memory
 from ..ground.words import counted
+from .recipe import MAPS
 
 # %% ../../nbs/40_training/09_plan.ipynb #846bfeff
 def blocks(transformer):
@@ -38,15 +39,19 @@ class Cost:
     activations: int
     inputs: int
 
-    def flops(self, recompute=False):
-        "Operations of a step, per pair: two clips through reference and policy, and back."
+    def flops(self, recompute=False, reads=MAPS):
+        "Operations of a step, per pair: each map in `reads` is a clip through the network, and back for the policy's."
         forward = self.matrices + self.attention
         backward = self.matrices + 2.5 * self.attention + recompute * forward
-        return 2 * (2 * forward + backward) / self.clips
+        return (len(reads) * forward + _policies(reads) * backward) / self.clips
 
-    def pair_seconds(self, recompute=False):
+    def pair_seconds(self, recompute=False, reads=MAPS):
         "Seconds of a step, per pair, at the rate of the measured pass."
-        return self.seconds * self.flops(recompute) / (self.matrices + self.attention)
+        return self.seconds * self.flops(recompute, reads) / (self.matrices + self.attention)
+
+
+def _policies(reads):
+    return sum(name.startswith("policy") for name in reads)
 
 # %% ../../nbs/40_training/09_plan.ipynb #ddfc4a0b
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -99,19 +104,21 @@ def _timed(work, device):
     return time.perf_counter() - began
 
 # %% ../../nbs/40_training/09_plan.ipynb #9fe518e0
-def memory(backbone, cost, trained, config):
+def memory(backbone, cost, trained, config, reads=MAPS):
     "Bytes that a step is expected to take: weights, the adapter with its gradient and two averages, activations."
     weights = sum(p.numel() * p.element_size() for p in backbone.transformer.parameters() if not p.requires_grad)
     parts = len(blocks(backbone.transformer))
     kept = cost.inputs + cost.activations / parts if config.recompute else cost.activations
-    return int(weights + 16 * trained + kept * 2 * config.micro_batch / cost.clips)
+    return int(weights + 16 * trained + kept * _policies(reads) * config.micro_batch / cost.clips)
 
 # %% ../../nbs/40_training/09_plan.ipynb #81497982
 def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=None):
     "The plan of a run, as lines of text."
     accumulation = config.batch // (config.micro_batch * world)
-    needed, free = memory(backbone, cost, trained, config), free_memory(backbone.device)
-    seconds = cost.pair_seconds(config.recompute) * config.batch / world * (config.steps - start)
+    reads = getattr(recipe, "reads", MAPS)
+    needed, free = memory(backbone, cost, trained, config, reads), free_memory(backbone.device)
+    work, seconds = cost.flops(config.recompute, reads), cost.pair_seconds(config.recompute, reads)
+    seconds *= config.batch / world * (config.steps - start)
     room = f" of {_bytes(free)} free" if free is not None else ""
     epochs = config.steps * config.batch / pairs
     twice = epochs > 1 and pairs % config.batch
@@ -128,8 +135,7 @@ def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=No
         "rate": f"{config.lr:g} after {counted(config.warmup, 'step')}"
         + ", which it does not reach" * (config.warmup > config.steps),
         "memory": f"about {_bytes(needed)}{room}" + (", computing activations twice" if config.recompute else ""),
-        "work": f"{_count(cost.flops(config.recompute))}FLOP a pair, "
-        f"{_count(cost.flops(config.recompute) * config.batch * (config.steps - start))}FLOP in all",
+        "work": f"{_count(work)}FLOP a pair, {_count(work * config.batch * (config.steps - start))}FLOP in all",
         "time": f"about {_span(seconds)}",
     }
     return "\n".join(f"{name:<8} {value}" for name, value in lines.items() if value != "None")

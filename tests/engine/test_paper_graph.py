@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from localdpo.engine.checks import recipes
+from localdpo.engine import fingerprints
 from localdpo.engine.lint import lint, rules
 from localdpo.engine.profile import load_profile, profile_path, snakefile_of
 from localdpo.ground import paths
@@ -141,13 +141,18 @@ def test_a_profile_that_would_fail_late_is_refused_at_once(change, said):
         lint(snakefile_of("quick"), config | change)
 
 
-def test_the_recipes_of_a_profile_are_those_of_training():
-    from localdpo.training.checks import RECIPES, Recipe
+def test_a_profile_names_methods_that_have_pairs():
+    config = load_profile(profile_path("quick")) | dict(methods={"dense": {"recipe": "dense_dpo"}})
+    with pytest.raises(Refused, match="method dense_dpo: has no pairs to learn from"):
+        lint(snakefile_of("quick"), config)
 
-    assert recipes().keys() == RECIPES.keys()
-    for name, settings in recipes().items():
-        with pytest.raises(Refused, match="it has " + (", ".join(settings) or "no settings")):
-            Recipe(name, {"no such": 1})
+
+def test_a_step_that_trains_depends_on_every_method_and_on_the_losses():
+    step = Path(__file__).parents[2] / "nbs/rerun/steps/train.ipynb"
+    found = {
+        path.relative_to(fingerprints.PACKAGE).as_posix() for path in fingerprints.modules(fingerprints._code(step))
+    }
+    assert {"methods/sft.py", "methods/local_dpo.py", "losses.py", "training/loop.py"} <= found
 
 
 @pytest.mark.slow(9)

@@ -127,10 +127,10 @@ def test_winner_and_loser_share_noise_and_timestep_unless_told_otherwise(name):
         calls.append((noise, t)) or type(model).add_noise(model, latents, noise, t)
     )
     together, apart = error_maps(model, batch, seed=0), error_maps(model, batch, seed=0, share_noise=False)
-    for (noise, t), shared in zip(calls, (True, False), strict=True):
-        assert torch.equal(t[:2], t[2:]) and torch.equal(noise[:2], noise[2:]) == shared
-        assert not torch.equal(noise[0], noise[1])
-    assert (calls[1][0][:2] * calls[1][0][2:]).mean().abs() < 0.05  # the loser's own is not the winner's in disguise
+    for (winners, t), (losers, same), shared in zip(calls[::2], calls[1::2], (True, False), strict=True):
+        assert torch.equal(t, same) and torch.equal(winners, losers) == shared
+        assert not torch.equal(winners[0], winners[1])
+    assert (calls[2][0] * calls[3][0]).mean().abs() < 0.05  # the loser's own is not the winner's in disguise
     assert torch.equal(together.ref_w, apart.ref_w) and not torch.allclose(together.ref_l, apart.ref_l)
 
 

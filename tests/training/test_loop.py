@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import random_model
 
-from localdpo import losses
+from localdpo import losses, methods
 from localdpo.backbones import adapters
 from localdpo.ground.errors import Failed, Refused
 from localdpo.ground.noise import normal
@@ -26,7 +26,7 @@ from localdpo.pairs.batch import PairBatch
 from localdpo.sampling.videos import find_adapter
 from localdpo.training import alarms, checkpoints, loop
 from localdpo.training.config import TrainConfig
-from localdpo.training.loop import RECIPES, Recipe, draws, gradient, train
+from localdpo.training.loop import draws, gradient, train
 
 SMALL = dict(steps=12, batch=4, micro_batch=2, rank=4, lr=1e-3, warmup=2, save_every=1, keep=2)
 
@@ -77,7 +77,7 @@ def weights_hash(model):
 
 def run(folder, model=None, pairs=None, recipe=None, **settings):
     config = TrainConfig(out=str(folder), **SMALL | settings)
-    return train(model or fresh(), Pairs() if pairs is None else pairs, recipe or Recipe("local_dpo"), config)
+    return train(model or fresh(), Pairs() if pairs is None else pairs, recipe or methods.recipe("local_dpo"), config)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -170,9 +170,9 @@ def test_before_the_first_step_the_plan_is_printed(tmp_path, capsys):
     assert "batch    1 pair = 1 x 1 accumulated x 1 process\n" in said and "0.001 after 1 step\n" in said
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_trains(tmp_path, name):
-    assert len(alarms.read(run(tmp_path / name, recipe=Recipe(name), steps=2) / "metrics.jsonl")) == 2
+@pytest.mark.parametrize("name", [name for name in methods.names() if methods.get(name).made_by])
+def test_every_method_with_pairs_trains(tmp_path, name):
+    assert len(alarms.read(run(tmp_path / name, recipe=methods.recipe(name), steps=2) / "metrics.jsonl")) == 2
 
 
 def test_a_function_is_a_recipe(tmp_path):
@@ -463,7 +463,7 @@ def test_nothing_that_is_pickled_is_written(whole):
     [
         (dict(lr=2e-3), "settings.lr was 0.001, is 0.002"),
         (dict(seed=1), "settings.seed was 0, is 1"),
-        (dict(recipe=Recipe("dpo")), "recipe.name was local_dpo, is dpo"),
+        (dict(recipe=methods.recipe("dpo")), "recipe.name was .*local_dpo.*, is .*dpo"),
         (dict(pairs=Pairs(count=9)), "pairs.count was 10, is 9"),
     ],
 )
@@ -527,7 +527,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path):
     with pytest.raises(Refused, match="micro_batch 3: does not divide"):
         run(tmp_path, micro_batch=3)
-    with pytest.raises(Refused, match="the pairs: are none"):
+    with pytest.raises(Refused, match="the pairs: are missing"):
         run(tmp_path, pairs=Pairs(count=0))
 
 
@@ -557,32 +557,36 @@ class Known(Pairs):
         ),
         (
             Known(masked=False, count=4),
-            "ra_dpo",
+            "local_dpo",
             r"4 pairs \(clip 0, clip 1, clip 2, clip 3\): have no mask, .*\n.*dpo",
         ),
         (Known((0.8, 0.8, 0.5, 0.7)), "local_dpo", r"4 pairs \(clip 2, clip 3, clip 6, clip 7\): .* 0.75 to 0.95"),
-        (Known((0.5, 0.8, 0.8, 0.8, 0.8, 0.8)), "ra_dpo", r"2 pairs \(clip 0, clip 6\): .*\n.*alpha_range=\[0.5,0.8\]"),
-        (Known((0.8, 0.8, 0.8, 0.5), count=4), "ra_dpo", r"1 pair \(clip 3\): has a noise_alpha outside of"),
-        (Known((0.8, None)), "ra_dpo", r"5 pairs \(clip 1, clip 3, clip 5, clip 7, clip 9\): have no noise_alpha"),
+        (
+            Known((0.5, 0.8, 0.8, 0.8, 0.8, 0.8)),
+            "local_dpo",
+            r"2 pairs \(clip 0, clip 6\): .*\n.*alpha_range=\[0.5,0.8\]",
+        ),
+        (Known((0.8, 0.8, 0.8, 0.5), count=4), "local_dpo", r"1 pair \(clip 3\): has a noise_alpha outside of"),
+        (Known((0.8, None)), "local_dpo", r"5 pairs \(clip 1, clip 3, clip 5, clip 7, clip 9\): have no noise_alpha"),
     ],
 )
 def test_pairs_that_a_recipe_cannot_use_are_named_before_the_first_is_read(tmp_path, capsys, pairs, recipe, said):
     from localdpo.training.beta import probe_beta
 
     with pytest.raises(Refused, match=said):
-        run(tmp_path / "run", pairs=pairs, recipe=Recipe(recipe))
+        run(tmp_path / "run", pairs=pairs, recipe=methods.recipe(recipe))
     assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
     with pytest.raises(Refused, match=said):
-        probe_beta(fresh(), pairs, Recipe(recipe), TrainConfig(batch=4, micro_batch=2, rank=4))
+        probe_beta(fresh(), pairs, methods.recipe(recipe), TrainConfig(batch=4, micro_batch=2, rank=4))
 
 
 def test_pairs_that_fit_the_settings_of_a_recipe_are_read(tmp_path):
     for pairs, recipe in (
-        (Known(masked=False), Recipe("dpo")),
-        (Known((0.5, None)), Recipe("sft")),
-        (Known((0.75, 0.95)), Recipe("local_dpo")),
-        (Known((0.5, 0.9)), Recipe("ra_dpo", dict(alpha_range=(0.5, 0.9)))),
-        (Known(count=4), Recipe("local_dpo")),
+        (Known(masked=False), methods.recipe("dpo")),
+        (Known((0.5, None)), methods.recipe("sft")),
+        (Known((0.75, 0.95)), methods.recipe("local_dpo")),
+        (Known((0.5, 0.9)), methods.recipe("local_dpo", weights=(1, 0, 0), alpha_range=(0.5, 0.9))),
+        (Known(count=4), methods.recipe("local_dpo")),
     ):
         with pytest.raises(AssertionError, match="no pair is to be read"):
             run(tmp_path / "run", pairs=pairs, recipe=recipe)
@@ -590,36 +594,38 @@ def test_pairs_that_fit_the_settings_of_a_recipe_are_read(tmp_path):
 
 
 WRONG = [
-    (dict(beta=0), "beta 0: is no temperature"),
-    (dict(beta=-5.0), "beta -5.0: is no temperature"),
-    (dict(beta=math.nan), "beta nan: is no temperature"),
-    (dict(beta="high"), "beta 'high': is no temperature"),
-    (dict(beta=(1, 2, 3)), "are not two and three"),
-    (dict(weights=(1, 1)), "are not two and three"),
-    (dict(weights=5), "the settings of local_dpo .weights=5.: cannot be used"),
-    (dict(weights=(1, -1, 1)), "weights .1, -1, 1.: has a number below zero"),
+    (dict(beta=0), "beta 0: does not suit recipe local_dpo\n.*one number or 2 numbers above zero"),
+    (dict(beta=-5.0), "beta -5.0: does not suit"),
+    (dict(beta=math.nan), "beta nan: does not suit"),
+    (dict(beta="high"), "beta 'high': does not suit"),
+    (dict(beta=True), "beta True: does not suit"),
+    (dict(beta=(1, 2, 3)), "beta .1, 2, 3.: does not suit"),
+    (dict(weights=(1, 1)), "weights .1, 1.: does not suit recipe local_dpo\n.*give 3 numbers of zero or more"),
+    (dict(weights=5), "weights 5: does not suit"),
+    (dict(weights=(1, -1, 1)), "weights .1, -1, 1.: does not suit"),
     (dict(weights=(0, 0, 0)), "train nothing"),
-    (dict(weights=(math.nan, 1, 1)), "has a number below zero, or none"),
-    (dict(alpha_range=(0.9, 0.8)), "alpha_range .*is empty"),
-    (dict(alpha_range=0.9), "alpha_range=0.9.: cannot be used"),
-    (dict(masked_sft=""), "cannot be used"),
+    (dict(weights=(math.nan, 1, 1)), "weights .nan, 1, 1.: does not suit"),
+    (dict(alpha_range=(0.9, 0.8)), "alpha_range .0.9, 0.8.: is empty"),
+    (dict(alpha_range=0.9), "alpha_range 0.9: does not suit"),
+    (dict(masked_sft=""), "masked_sft '': does not suit"),
+    (dict(masked_sft=(1,)), "masked_sft .1.: does not suit"),
+    (dict(betta=3), "setting 'betta': is not known to recipe local_dpo\n.*alpha_range, beta, "),
 ]
 
 
 @pytest.mark.parametrize("settings, said", WRONG)
-def test_settings_that_a_recipe_cannot_use_are_refused_when_it_is_named(settings, said):
+def test_settings_that_a_method_cannot_use_are_refused_when_it_is_named(settings, said):
     with pytest.raises(Refused, match=said):
-        Recipe("local_dpo", settings)
+        methods.recipe("local_dpo", **settings)
 
 
 def test_beta_suits_the_model_unless_it_is_given():
     tiny, large = mock.Mock(), mock.Mock()
     tiny.name, large.name = "models/tiny-wan-1.3b", "wan2.1-1.3b"
-    assert Recipe("local_dpo").filled(tiny).settings == dict(beta=(300.0, 1000.0))
-    assert Recipe("local_dpo").filled(large).settings == dict(beta=5000.0)
-    assert (
-        Recipe("dpo", dict(beta=7)).filled(tiny).settings == dict(beta=7) and Recipe("sft").filled(tiny).settings == {}
-    )
+    for model, beta in ((tiny, (300.0, 1000.0)), (large, 5000.0)):
+        assert methods.recipe("local_dpo").filled(model).values["beta"] == beta
+    assert methods.recipe("dpo", beta=7).filled(tiny).values == dict(beta=7)
+    assert methods.recipe("sft").filled(tiny).values == {}
 
 
 def test_the_plan_and_the_run_say_which_beta_it_is(tmp_path, capsys):
@@ -743,7 +749,7 @@ def test_a_trace_in_the_losers_sets_off_the_alarm(tmp_path):
 @pytest.mark.slow(4)
 def test_an_adapter_that_does_not_learn_sets_off_the_alarm(tmp_path):
     with pytest.warns(alarms.Alarm, match="the adapter does not learn"):
-        folder = run(tmp_path / "run", recipe=Recipe("dpo", dict(beta=1e-6)), steps=24)
+        folder = run(tmp_path / "run", recipe=methods.recipe("dpo", beta=1e-6), steps=24)
     assert sounded(folder) == {23: ["the adapter does not"]}
 
 
@@ -757,7 +763,7 @@ def test_a_healthy_run_is_quiet(tmp_path):
 def test_the_gradient_of_a_step_is_that_of_its_pairs_one_by_one():
     model, config = fresh(), TrainConfig(rank=4, **{k: v for k, v in SMALL.items() if k != "rank"}).filled(fresh())
     adapters.add(model, 4, 8)
-    named, recipe = adapters.weights(model), Recipe("local_dpo")
+    named, recipe = adapters.weights(model), methods.recipe("local_dpo")
     with torch.no_grad():
         for p in named.values():
             p.add_(0.02)
@@ -780,7 +786,7 @@ def test_a_probe_suggests_a_beta_and_keeps_nothing():
     model = fresh()
     before = weights_hash(model)
     settings = {name: value for name, value in SMALL.items() if name != "steps"}
-    probe = probe_beta(model, Pairs(), Recipe("local_dpo"), TrainConfig(**settings), steps=6)
+    probe = probe_beta(model, Pairs(), methods.recipe("local_dpo"), TrainConfig(**settings), steps=6)
     assert probe.sizes["dpo"].shape == (6, 4) and probe.sizes["dpo"][0].max() == 0 and weights_hash(model) == before
     for term, sizes in probe.sizes.items():
         assert 0.9 < (sizes[3:] * probe.beta[term]).median() < 1.1
@@ -829,9 +835,9 @@ def test_the_command_line_trains_goes_on_and_probes(released, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--beta", "0"], "beta 0.0: is no temperature"),
-        (["--beta", "nan"], "beta nan: is no temperature"),
-        (["--set", "weights=[1,1]"], "are not two and three"),
+        (["--beta", "0"], "beta 0.0: does not suit"),
+        (["--beta", "nan"], "beta nan: does not suit"),
+        (["--set", "weights=[1,1]"], "weights [1, 1]: does not suit"),
         (["--set", "weights"], "is no name=value"),
         (["--set", "beta=abc"], "says no number for beta"),
         (["--set", "beta=3", "--beta", "4"], "gives beta a second time"),
@@ -894,7 +900,9 @@ def test_pairs_of_another_model_are_refused(released, tmp_path, capsys):
     assert "was made with another model than" in capsys.readouterr().err
 
 
-def test_the_command_lines_recipes_are_those_there_are():
-    from localdpo.cli import train as train_command
-
-    assert tuple(RECIPES) == train_command.RECIPES
+def test_a_method_without_pairs_is_refused_by_the_command(released, tmp_path, capsys):
+    for name in ("dense_dpo", "video_dpo", "huvi_dpo"):
+        assert command(released / "tiny-wan", released / "pairs", "--recipe", name, "--out", tmp_path / "run") == 2
+        said = capsys.readouterr().err
+        assert f"method {name}: has no pairs to learn from" in said and "choose from dpo, local_dpo, sft" in said
+    assert not (tmp_path / "run").exists()
