@@ -1,0 +1,1 @@
+"The command `localdpo`, one file for each of its words."

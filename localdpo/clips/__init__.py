@@ -1,0 +1,1 @@
+"Where clips come from: the sprite world with its two pools, and folders of real videos with captions."

@@ -1,0 +1,1 @@
+"Keeping house: notebooks, package, README and pins in step, and the documentation."

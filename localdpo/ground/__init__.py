@@ -1,0 +1,1 @@
+"What everything stands on: errors, paths, noise by address, journals, workers, locks."

@@ -1,0 +1,1 @@
+"Videos in and out, contact sheets, and one look for all figures."

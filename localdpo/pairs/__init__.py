@@ -1,4 +1,4 @@
-"Winners and losers, made and kept: `PairStore(path)`."
+"Masks, the losers that a model makes inside them, and the store that keeps both: `PairStore(path)`."
 
 from typing import TYPE_CHECKING
 

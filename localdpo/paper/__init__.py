@@ -1,0 +1,1 @@
+"What the paper published, as data, and what its tables and figures are drawn with."

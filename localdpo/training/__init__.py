@@ -1,4 +1,4 @@
-"One loop for every objective: `train(backbone, pairs, recipe, TrainConfig(...))`."
+"The losses, and one loop for all of them: `train(backbone, pairs, recipe, TrainConfig(...))`."
 
 from typing import TYPE_CHECKING
 

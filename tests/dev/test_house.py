@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from conftest import edit
 
-from localdpo.dev import checks, pages
+from localdpo.dev import checks, pages, readme
 from localdpo.ground import paths
 
 ROOT = paths.root()
@@ -68,13 +68,13 @@ def test_a_notebook_that_cannot_be_exported_is_a_fault(checkout):
 
 def test_a_readme_behind_its_notebook_is_found(checkout):
     edit(checkout / "nbs" / "index.ipynb", "Use it", "Make use of it")
-    (fault,) = checks.readme_faults(checkout)
+    (fault,) = readme.readme_faults(checkout)
     assert "README.md is not what nbs/index.ipynb says" in fault
 
 
 def test_a_picture_that_the_tour_no_longer_shows_is_found(checkout):
     (checkout / "nbs/images/tour.png").write_bytes(b"another picture")
-    assert checks.readme_faults(checkout) == [
+    assert readme.readme_faults(checkout) == [
         "nbs/images/tour.png is not what nbs/00_tour.ipynb shows: run `make export`"
     ]
 
@@ -84,10 +84,10 @@ def test_a_page_that_opens_with_a_link_to_its_own_picture_has_the_present_one(ch
     edit(page, "# ", "# ![A sheet](../images/sheet.png) ")
     assert (
         "nbs/images/sheet.png is not what nbs/91_media/02_sheets.ipynb shows: run `make export`"
-        in checks.readme_faults(checkout)
+        in readme.readme_faults(checkout)
     )
-    (checkout / "nbs/images/sheet.png").write_bytes(checks.picture(page))
-    assert not [fault for fault in checks.readme_faults(checkout) if "sheet" in fault]
+    (checkout / "nbs/images/sheet.png").write_bytes(readme.picture(page))
+    assert not [fault for fault in readme.readme_faults(checkout) if "sheet" in fault]
 
 
 def test_a_marked_cell_draws_the_opening_picture(tmp_path):
@@ -97,16 +97,30 @@ def test_a_marked_cell_draws_the_opening_picture(tmp_path):
             nbformat.v4.new_code_cell(source, outputs=[nbformat.v4.new_output("display_data", {"image/png": data})])
         )
     nbformat.write(nb, tmp_path / "a.ipynb")
-    assert checks.picture(tmp_path / "a.ipynb") == base64.b64decode("BBBB")
+    assert readme.picture(tmp_path / "a.ipynb") == base64.b64decode("BBBB")
+
+
+def test_a_new_folder_needs_a_line_in_the_map(checkout):
+    (checkout / "nbs/92_sound").mkdir(), (checkout / "localdpo/sound").mkdir()
+    shutil.copy(checkout / "nbs/99_dev/02_pins.ipynb", checkout / "nbs/92_sound/01_sound.ipynb")
+    (checkout / "localdpo/sound/__init__.py").write_text("")
+    assert any(
+        "localdpo/sound/__init__.py does not say what the folder is for" in f for f in readme.readme_faults(checkout)
+    )
+    (checkout / "localdpo/sound/__init__.py").write_text('"Sound for videos."\n')
+    assert readme.readme_faults(checkout) == ["the map in nbs/index.ipynb is behind the folders: run `make export`"]
+    readme.write_readme(checkout)
+    assert readme.readme_faults(checkout) == []
+    assert "| [92_sound](nbs/92_sound/01_sound.ipynb) | Sound for videos. |" in (checkout / "README.md").read_text()
 
 
 def test_a_link_that_leads_nowhere_is_found(checkout):
-    (checkout / "nbs/90_ground/03_noise.ipynb").rename(checkout / "nbs/90_ground/03_draws.ipynb")
-    assert "README.md links to nbs/90_ground/03_noise.ipynb, which does not exist" in checks.readme_faults(checkout)
+    (checkout / "nbs/70_stats/05_comparison.ipynb").rename(checkout / "nbs/70_stats/05_best.ipynb")
+    assert "README.md links to nbs/70_stats/05_comparison.ipynb, which does not exist" in readme.readme_faults(checkout)
 
 
 def test_every_notebook_has_a_number_of_its_own():
-    for folder in {path.parent for path in checks.notebooks(ROOT)}:
+    for folder in {path.parent for path in pages.notebooks(ROOT)}:
         numbers = [re.match(r"\d\d_", path.name)[0] for path in folder.glob("[0-9]*")]
         assert len(numbers) == len(set(numbers)), folder
 
@@ -122,7 +136,7 @@ def test_each_trap_is_decided_and_its_test_is_there():
 def test_slow_and_gpu_cells_are_flagged_so_that_they_are_skipped():
     flags = re.search(r"^tst_flags = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1].split()
     assert {"slow", "gpu"} <= set(flags)
-    for path in checks.notebooks(ROOT):
+    for path in pages.notebooks(ROOT):
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code" and 'device="cuda"' in cell.source:
                 assert cell.source.startswith(("#| gpu", "#| export")), (
