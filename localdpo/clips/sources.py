@@ -106,4 +106,7 @@ def from_folder(folder, captions, file_column=None, caption_column=None):
 
 
 def _reader(file):
-    return lambda frames, height, width: fitted(video.read(file, frames).frames, height, width)
+    def read(frames, height, width):  # each frame is made smaller as it comes: a clip of any size takes little memory
+        return video.read(file, frames, lambda frame: fitted(frame[None], height, width)[0]).frames
+
+    return read

@@ -40,11 +40,11 @@ def devices():
     return ["mps"] if torch.backends.mps.is_available() else []
 
 # %% ../../nbs/90_ground/09_devices.ipynb #5e0ae85c
-def free_memory(device):
-    "Bytes that are free for tensors on `device`, or None if the system does not say."
-    import torch
+def free_memory(device="cpu"):
+    "Bytes that are free on `device`, or None if the system does not say."
+    if str(device).startswith("cuda"):
+        import torch
 
-    if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with contextlib.suppress(ImportError, OSError, StopIteration):
         import resource

@@ -19,7 +19,8 @@ from urllib.parse import quote
 import numpy as np
 
 from ..ground.errors import Refused
-from .video import Clip, _first_bytes, _whole, read, write
+from .forms import first_bytes
+from .video import Clip, _whole, read, write
 
 # %% ../../nbs/91_media/02_sheets.ipynb #33087535
 def _face(x, y, smile):
@@ -144,7 +145,7 @@ def play(path_or_frames, fps=8, limit=200_000):
             write(path := Path(folder) / "clip.mp4", frames, fps)
             return play(path) if path.stat().st_size <= limit else HTML(_picture_tag(frames))
     path = Path(path_or_frames)
-    _first_bytes(path)  # a name that leads nowhere is refused as in `read`
+    first_bytes(path)  # a name that leads nowhere is refused as in `read`
     if path.stat().st_size > limit:
         link = quote(Path(os.path.relpath(path)).as_posix())
         return HTML(f'<a href="{link}">{html.escape(path.name)}</a><br>{_picture_tag(read(path))}')

@@ -6,8 +6,6 @@
 __all__ = ['Clip', 'write', 'write_lossless', 'read']
 
 # %% ../../nbs/91_media/01_video.ipynb #44e3c6e9
-import math
-import re
 from fractions import Fraction
 from itertools import islice
 from numbers import Integral, Real
@@ -16,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..ground.errors import Refused
+from ..ground.errors import Refused, lacking
 from ..ground.paths import atomic
+from . import forms
 
 # %% ../../nbs/91_media/01_video.ipynb #21f9d09f
 class Clip(NamedTuple):
@@ -33,13 +32,6 @@ def _whole(name, value, least):
             f"{name}={value!r}", f"is not a whole number of at least {least}", f"choose {name}={least} or more"
         )
     return int(value)
-
-
-def _refuse(path, *faults):
-    "Raise the first fault that is true; each is (is it so, why, what then)."
-    for found, why, then in faults:
-        if found:
-            raise Refused(path, why, then)
 
 # %% ../../nbs/91_media/01_video.ipynb #d245740a
 def _check_frames(path, frames):
@@ -59,7 +51,7 @@ def _check_frames(path, frames):
         raise Refused(path, f"was given an array of shape {shape}", "bring it to [frames, height, width, 3]")
     _, height, width, _ = shape
     even = f"{width + width % 2}x{height + height % 2}"
-    _refuse(
+    forms.refuse(
         path,
         (len(frames) < 2, "was given a single frame, and a video has at least two", "write an image instead"),
         (
@@ -70,16 +62,9 @@ def _check_frames(path, frames):
     )
 
 # %% ../../nbs/91_media/01_video.ipynb #46b596a4
-def _exact():
-    "Colour conversion without a bias, and with the same bytes on every processor."
-    from av.video.reformatter import Interpolation as I
-
-    return I.BICUBIC | I.ACCURATE_RND | I.BITEXACT | I.FULL_CHR_H_INT | I.FULL_CHR_H_INP
-
-
 def _encode(path, frames, fps, codec, layout, options):
     path = Path(path)
-    _refuse(
+    forms.refuse(
         path,
         (
             path.suffix.lower() != ".mp4",
@@ -94,6 +79,7 @@ def _encode(path, frames, fps, codec, layout, options):
     )
     _check_frames(path, frames)
     import av
+    from av.video.reformatter import VideoReformatter
 
     rate = Fraction(float(fps)).limit_denominator(1001)  # 23.976 is meant as 24000/1001
     with (
@@ -107,10 +93,11 @@ def _encode(path, frames, fps, codec, layout, options):
         if layout == "yuv420p":
             label = stream.codec_context
             label.colorspace = label.color_primaries = label.color_trc = label.color_range = 1  # BT.709, 16..235
-            how = dict(dst_colorspace=1, dst_color_range=1, interpolation=_exact())
+            how = dict(dst_colorspace=1, dst_color_range=1, interpolation=forms.exact())
+        convert = VideoReformatter()  # one for all frames, and in this thread
         for image in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(picture.reformat(format=layout, **how)))
+            container.mux(stream.encode(convert.reformat(picture, format=layout, threads=1, **how)))
         container.mux(stream.encode())
 
 # %% ../../nbs/91_media/01_video.ipynb #4a73bad3
@@ -126,180 +113,61 @@ def write_lossless(path, frames, fps):
     "An mp4 for computing with: the very same pixels come back. Many times larger, and few browsers play it."
     _encode(path, frames, fps, "libx264rgb", "rgb24", {"crf": "0"})
 
-# %% ../../nbs/91_media/01_video.ipynb #267061c5
-def _first_bytes(path):
-    try:
-        with open(path, "rb") as file:
-            start = file.read(12)
-    except FileNotFoundError as error:
-        raise Refused(path, "does not exist", f"check the name; relative names start from {Path.cwd()}") from error
-    except OSError as error:
-        raise Refused(path, f"cannot be read ({error.strerror})", "name a file that is yours to read") from error
-    if not start:
-        raise Refused(path, "is empty (0 bytes)", "copy or download it again")
-    return start
-
-
-def _cut(path, how):
-    return Refused(path, f"is cut short or damaged ({how})", "copy or download it again, or leave it out")
-
-
-_FORMS = "pass an mp4, mov, webm, mkv, avi or ts file"
-
-
-def _unopened(path, start, error):
-    if start[4:8] == b"ftyp":
-        return _cut(path, "an mp4 whose table of contents, the moov atom, is missing or broken")
-    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
-        return _cut(path, "an avi that ends too early")
-    if start[:4] == b"\x1a\x45\xdf\xa3":
-        return _cut(path, "a webm or mkv that ends inside its header")
-    return Refused(path, f"is not a video ({error.strerror})", _FORMS)
-
-# %% ../../nbs/91_media/01_video.ipynb #970c3aaa
-_CONTAINERS = {"mp4", "webm", "avi", "mpegts", "mpeg"}  # one of the names that libav gives each format
-_FFMPEG = "ffmpeg -i IN.mp4 -vf "
-
-
-def _track(path, container):
-    "The video track, once its form is known to be plain."
-    from av.stream import Disposition
-
-    form = container.format
-    kinds = {stream.type for stream in container.streams}
-    others = " and ".join(sorted(kinds - {"video"})) or "a cover picture"
-    tracks = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if kinds <= {"data"}:
-        raise _cut(path, "it lists no tracks")
-    _refuse(
-        path,
-        (not tracks, f"has no video track, only {others}", "choose a file with moving pictures"),
-        (
-            not _CONTAINERS & set(form.name.split(",")),
-            f"is not a video in a form that is read here, but {form.long_name or form.name}",
-            _FORMS,
-        ),
-        (
-            tracks and tracks[0].codec_context is None,
-            "is in a codec that the installed av cannot decode",
-            "re-encode it as H.264",
-        ),
-    )
-    track = tracks[0]
-    width, height, aspect = track.width, track.height, track.sample_aspect_ratio or 1
-    crop = f"crop={width - width % 2}:{height - height % 2}"
-    _refuse(
-        path,
-        (
-            width % 2 or height % 2,
-            f"has an odd size, {width}x{height}",
-            f"crop or scale it to an even one: {_FFMPEG}{crop} OUT.mp4",
-        ),
-        (
-            aspect != 1,
-            f"has pixels that are not square ({aspect})",
-            f"stretch it: {_FFMPEG}scale=trunc(iw*sar/2)*2:ih,setsar=1 OUT.mp4",
-        ),
-    )
-    return track
-
-
-def _plain(path, frame, size):
-    "The pixels of a frame that needs no interpretation."
-    now = f"{frame.width}x{frame.height}"
-    if frame.is_corrupt:
-        raise _cut(path, "a frame is corrupt")
-    _refuse(
-        path,
-        (
-            "DISPLAYMATRIX" in frame.side_data,
-            "is stored rotated or mirrored",
-            f"turn it (ffmpeg does unasked): {_FFMPEG}null OUT.mp4",
-        ),
-        (frame.interlaced_frame, "is interlaced", f"deinterlace it: {_FFMPEG}yadif OUT.mp4"),
-        (frame.color_trc in (16, 18), "has HDR colours, which would come out grey", "tone-map it to ordinary BT.709"),
-        (now != size, f"changes its size from {size} to {now}", f"scale it to one size: {_FFMPEG}scale={size} OUT.mp4"),
-    )
-    return frame.to_ndarray(format="rgb24", interpolation=_exact())
-
 # %% ../../nbs/91_media/01_video.ipynb #7c5f3dc8
-def _decode(path, container, track, limit):
-    track.thread_type = "AUTO"
+def _decode(path, container, track, limit, stated, each):
+    "The first `limit` frames, or all that come, of perhaps as many as are `stated`: what `each` makes of them, and their times."
+    from av.video.reformatter import VideoReformatter
+
+    track.codec_context.thread_count = 1  # no thread is started that could be lacking, or outlive the file
     track.codec_context.options = {"err_detect": "explode"}
-    images, stamps, size = [], [], f"{track.width}x{track.height}"
+    frames, stamps, size, convert = None, [], f"{track.width}x{track.height}", VideoReformatter()
     try:
         for frame in islice(container.decode(track), limit):
-            images.append(_plain(path, frame, size))
+            image, held = forms.plain(path, frame, size, convert, first=not stamps), len(stamps)
+            image = each(image) if each else image
+            if frames is None:  # room for all of them at once, so that no second copy is made
+                frames = np.empty((limit or stated or 16, *image.shape), np.uint8)
+            elif held == len(frames):  # more than are stated, or none are stated
+                forms.check_room(path, track, 2 * held, image.nbytes)
+                frames = np.concatenate([frames, np.empty_like(frames)])
+            frames[held] = image
             stamps.append(frame.pts)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         if isinstance(error, Refused):
             raise
-        raise _cut(path, f"decoding fails after frame {len(images)}: {error}") from error
-    return images, stamps
-
-# %% ../../nbs/91_media/01_video.ipynb #51f1112f
-def _timed(stamps):
-    return len(stamps) > 1 and None not in stamps and (np.diff(stamps) > 0).all()
-
-
-def _rate(path, track, stamps):
-    "Frames per second, if the frames are evenly spaced."
-    if not _timed(stamps):
-        raise Refused(path, "has frames without a time of their own", "state a rate: ffmpeg -r 24 -i IN.mp4 OUT.mp4")
-    gaps, tick = np.diff(stamps), float(track.time_base)
-    low, high = gaps.min(), gaps.max()
-    if high - low > max(0.1 * low, min(1, 0.5 * low)):  # one tick is rounding, unless the clock ticks once a frame
-        spread = f"from {1000 * low * tick:.1f} to {1000 * high * tick:.1f} ms between frames"
-        steady = f"fps={1 / (np.median(gaps) * tick):.0f} OUT.mp4"
-        raise Refused(path, f"has a variable frame rate ({spread})", f"make it steady: {_FFMPEG}{steady}")
-    ticks = stamps[-1] - stamps[0]
-    measured = len(gaps) / (ticks * tick)
-    stated = float(track.average_rate or 0)
-    return stated if abs(stated / measured - 1) <= 1.5 / ticks else measured  # rounded stamps blur the exact rate
+        if want := lacking(error) or ("memory" if forms.short_of_memory(track) else None):
+            raise forms.starved(path, want) from error
+        raise forms.cut(path, f"decoding fails after frame {len(stamps)}: {error}") from error
+    return frames, stamps
 
 # %% ../../nbs/91_media/01_video.ipynb #e69fa019
-_SKIPPED = 2  # libav's mark for a frame that an edit list leaves out
+def read(path, frames=None, each=None):
+    """The clip in the file at `path`, or its first `frames` frames; a file that is not plainly what it seems is refused.
 
-
-def _promised(container, track, stamps):
-    "How many frames the file says it holds, or could hold at the spacing of `stamps`; 0 if it does not say."
-    if "mp4" in container.format.name.split(","):
-        return sum(not entry.flags & _SKIPPED for entry in track.index_entries)
-    if track.frames or not _timed(stamps):
-        return track.frames
-    seconds = (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0
-    if tag := re.fullmatch(
-        r"(\d+):(\d+):(\d+\.?\d*)", track.metadata.get("DURATION", "")
-    ):  # matroska's, track by track
-        seconds = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
-    start, end = float(stamps[0] * track.time_base), float(stamps[-1] * track.time_base)
-    if "webm" in container.format.name:
-        seconds -= start
-    return math.floor(seconds * (len(stamps) - 1) / (end - start) + 0.1)
-
-
-def read(path, frames=None):
-    "The clip in the file at `path`, or its first `frames` frames; a file that is not plainly what it seems is refused."
+    `each` may make every frame smaller as it comes, so that no more is kept in memory than is needed.
+    """
     path = Path(path)
     limit = None if frames is None else _whole("frames", frames, 2)
-    start = _first_bytes(path)
+    start = forms.first_bytes(path)
     import av
 
     try:
         # absolute, because libav takes "take 1:2.mp4" for an address
         container = av.open(str(path.absolute()), metadata_errors="replace")
-    except (OSError, ValueError, EOFError) as error:
-        raise _unopened(path, start, error) from error
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise forms.unopened(path, start, error) from error
     with container:
-        track = _track(path, container)
+        track = forms.track(path, container)
         if max((entry.pos + entry.size for entry in track.index_entries), default=0) > path.stat().st_size:
-            raise _cut(path, "its list of frames reaches beyond the end of the file")
-        images, stamps = _decode(path, container, track, limit)
-        held = len(images)
-        promised = _promised(container, track, stamps)
+            raise forms.cut(path, "its list of frames reaches beyond the end of the file")
+        stated = limit or forms.promised(container, track, [])
+        forms.check_room(path, track, stated or 1, 0 if each else None)
+        shown, stamps = _decode(path, container, track, limit, stated, each)
+        held = len(stamps)
+        promised = forms.promised(container, track, stamps)
         if held == 0 or (held < promised and held != limit):  # before the rate: lost frames leave gaps
-            raise _cut(path, f"it states {promised} frames and holds {held}" if promised else "it holds no frames")
-        _refuse(
+            raise forms.cut(path, f"it states {promised} frames and holds {held}" if promised else "it holds no frames")
+        forms.refuse(
             path,
             (held == 1, "holds a single frame, and a video has at least two", "choose another file"),
             (
@@ -308,5 +176,5 @@ def read(path, frames=None):
                 "choose a longer clip, or ask for fewer",
             ),
         )
-        rate = _rate(path, track, stamps)  # before the file is closed: the track dies with it
-    return Clip(np.stack(images), rate)
+        rate = forms.rate(path, track, stamps)  # before the file is closed: the track dies with it
+    return Clip(shown[:held], rate)

@@ -1,5 +1,7 @@
 """Video files as they come: every broken one here is a real file, and every refusal names it and its own reason."""
 
+import ast
+import gc
 import os
 import struct
 import subprocess
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from localdpo.ground.errors import Refused
+from localdpo.ground.errors import Refused, Starved
+from localdpo.media import forms
 from localdpo.media.sheets import demo_clip
 from localdpo.media.video import read, write, write_lossless
 
@@ -541,3 +544,82 @@ def test_importing_the_modules_loads_no_heavy_library():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+# -- memory, threads and file handles ---------------------------------------------------------------------------------
+
+LIMITED = """
+import gc, resource, sys
+from localdpo.ground.devices import free_memory
+from localdpo.ground.errors import Refused, Starved
+from localdpo.media import video
+import av, numpy, PIL.Image
+gc.disable()
+path, kind = sys.argv[1:]
+video.read(path)
+which = dict(memory=resource.RLIMIT_AS, files=resource.RLIMIT_NOFILE)[kind]
+usual = resource.getrlimit(which)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+held = [open(path, "rb") for _ in range(5)]
+said = []
+for room in (0, 2**20, 2**22, 2**23, 2**24, 2**25, 2**26):
+    resource.setrlimit(which, (used + room if kind == "memory" else len(held) + 3, usual[1]))
+    try:
+        video.read(path)
+    except Refused as refusal:
+        said.append((type(refusal).__name__, refusal.why))
+    finally:
+        resource.setrlimit(which, usual)
+video.read(path)
+print(said)
+"""
+
+
+@pytest.mark.parametrize("kind, why", [("memory", "GiB to read"), ("files", "for want of file handles")])
+def test_want_of_memory_or_file_handles_is_not_called_damage_and_passes(tmp_path, kind, why):
+    path = tmp_path / "film.mp4"
+    write(path, demo_clip(1, 40, 240, 320), 8)
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, path, kind], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    said = ast.literal_eval(run.stdout)
+    assert said and {name for name, _ in said} == {"Starved"} and why in said[0][1], said
+
+
+def test_reading_and_writing_start_no_thread_and_keep_no_file_open(tmp_path):
+    path = tmp_path / "film.mp4"
+    write(path, demo_clip(1, 30, 64, 64), 8)
+
+    def held():
+        threads = next(line for line in open("/proc/self/status") if line.startswith("Threads"))
+        return int(threads.split()[1]), len(os.listdir("/proc/self/fd"))
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        for _ in range(5):
+            read(path)
+            with pytest.raises(Refused):
+                read(path, frames=31)
+        assert held() == before
+    finally:
+        gc.enable()
+
+
+def test_a_small_file_of_a_huge_film_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "film.mp4"
+    write(path, np.zeros((20, 256, 256, 3), np.uint8), 8)
+    monkeypatch.setattr(forms, "free_memory", lambda: 10 * 2**20)
+    with pytest.raises(Starved, match=r"film.mp4: takes 0.01 GiB to read \(256x256, 20 frames\)") as refusal:
+        read(path)
+    assert "50%" in refusal.value.why and "scale the film down" in refusal.value.then
+    assert read(path, 2).frames.shape == (2, 256, 256, 3)
+
+
+def test_frames_are_made_smaller_as_they_come(tmp_path):
+    path = tmp_path / "film.mp4"
+    write(path, demo_clip(1, 12, 64, 64), 8)
+    whole, small = read(path), read(path, each=lambda frame: frame[::2, ::2])
+    assert np.array_equal(small.frames, whole.frames[:, ::2, ::2]) and small.fps == whole.fps
