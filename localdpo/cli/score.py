@@ -12,8 +12,9 @@ import re
 
 from ..ground.errors import Failed, Refused
 from ..sampling.folders import FORMS, find_videos
+from ..scoring.panel import missing
 from ..scoring.scorer import SCORERS, get_scorer
-from ..scoring.videos import missing, score_videos, sizes
+from ..scoring.videos import score_videos, sizes
 
 # %% ../../nbs/95_cli/07_score.ipynb #d1fed213
 def add_arguments(parser):

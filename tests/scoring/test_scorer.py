@@ -693,7 +693,7 @@ def test_single_frames_may_be_asked_for_later_and_nothing_is_computed_twice(clip
     score(tmp_path, *words)
     assert len(asked) == 4
     score(tmp_path, *words, "--per-frame", tmp_path / "frames.csv")
-    assert len(asked) == 8  # the score is made of the same numbers
+    assert len(asked) == 4  # the journal keeps the numbers that the score was made of
     found = frames_of(tmp_path / "frames.csv")
     assert {one[:3] for one in found if one[2] == "blur"} == {
         (f"{i}.mp4", n, "blur") for i in range(1, 5) for n in range(3)
@@ -860,13 +860,13 @@ def test_nothing_scored_is_status_1_and_the_table_says_why(clips, tmp_path, caps
         (["--scorers", "fake", "--prompts", "none.csv"], "none.csv: cannot be read"),
         (["--scorers", ","], "--scorers ',': names no scorer"),
         (["--scorers", ""], "--scorers '': names no scorer\n  -> give some of measures"),
-        (["--scorers", "fake", "--per-frame", "frames.txt"], "frames.txt: is a table in no form"),
+        (["--scorers", "fake", "--per-frame", "frames.txt"], "frames.txt: would be a table in the form .txt"),
         (["--scorers", "fake", "--per-frame", "scores.csv"], "scores.csv: is the table of whole videos"),
         (["--scorers", "fake,twin"], "column corner of twin: would be a column of fake"),
         (["--scorers", "fake", "--batch", "0"], "--batch 0"),
         (["--scorers", "fake", "--device", "cuda:99"], "cuda:99: cannot be used"),
         (["--scorers", "fake", "--device", "gpu"], "gpu: cannot be used"),
-        (["--scorers", "fake", "--out", "scores.xlsx"], "scores.xlsx: is a table in no form"),
+        (["--scorers", "fake", "--out", "scores.xlsx"], "scores.xlsx: would be a table in the form .xlsx"),
     ],
 )
 def test_input_that_makes_no_sense_is_status_2_and_writes_nothing(clips, tmp_path, words, why, capsys, monkeypatch):
@@ -907,6 +907,54 @@ def test_lines_of_the_journal_that_make_no_sense_are_named(clips, tmp_path, line
     (tmp_path / "scores.partial.jsonl").write_text(line + "\n")
     status, rows = score(tmp_path, clips, "--scorers", "fake")
     assert not status and rows["4.mp4"]["corner"] == "40.0" and "is damaged" in capsys.readouterr().out
+
+
+def test_a_changed_digit_in_the_journal_is_named_and_its_video_scored_anew(clips, tmp_path, capsys):
+    score(tmp_path, clips, "--scorers", "fake")
+    journal = tmp_path / "scores.partial.jsonl"
+    journal.write_text(journal.read_text().replace('"corner": 20', '"corner": 70'))
+    Fake.calls.clear()
+    rows = score(tmp_path, clips, "--scorers", "fake")[1]
+    assert rows["2.mp4"]["corner"] == "20.0" and Fake.calls == [20]
+    assert "the line of '2.mp4' is damaged: it is not as it was written" in capsys.readouterr().out
+
+
+def test_a_value_outside_its_bounds_is_not_taken_from_the_journal(clips, tmp_path, monkeypatch, capsys):
+    score(tmp_path, clips, "--scorers", "fake")
+    monkeypatch.setattr(Fake, "ranges", dict(corner=(0, 35)))
+    Fake.calls.clear()
+    rows = score(tmp_path, clips, "--scorers", "fake")[1]
+    assert Fake.calls == [40] and rows["4.mp4"]["corner"] == "nan" and rows["3.mp4"]["corner"] == "30.0"
+    said = capsys.readouterr().out
+    assert "corner is 40, outside 0 to 35; the video is scored anew" in said
+    assert rows["4.mp4"]["problem"] == "fake: corner is 40, outside 0 to 35"
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.provenance.json", "scores.partial.jsonl", "frames.csv"])
+def test_a_folder_in_a_files_place_is_refused_before_anything_is_scored(clips, tmp_path, name, capsys):
+    (tmp_path / name).mkdir()
+    words = "--scorers", "fake", "--per-frame", str(tmp_path / "frames.csv")
+    assert cli.main(["score", "--device", "cpu", "--out", str(tmp_path / "scores.csv"), str(clips), *words]) == 2
+    assert f"{name}: is a folder, and a file of that name is to be written" in capsys.readouterr().err
+    assert not Fake.calls
+
+
+@pytest.mark.parametrize("prompt", ["=1+1", '=HYPERLINK("http://x")', "+1", "-a dog", "@cmd", "'=1", "\t=1"])
+def test_no_text_in_the_table_is_run_by_a_spreadsheet(clips, tmp_path, prompt):
+    (clips / "1.mp4").rename(clips / "=1.mp4")
+    (tmp_path / "p.jsonl").write_text(json.dumps(dict(video="=1.mp4", prompt=prompt)))
+    for _ in range(2):
+        score(tmp_path, clips, "--scorers", "fake,reads", "--prompts", tmp_path / "p.jsonl")
+    with open(tmp_path / "scores.csv", newline="") as file:
+        texts = [row[name] for row in csv.DictReader(file) for name in ("video", "prompt", "problem")]
+    assert "'=1.mp4" in texts and not any(text.startswith(tuple("=+-@\t\r")) for text in texts)
+    rows = {row["video"]: row["prompt"] for row in table._read(tmp_path / "scores.csv")}
+    assert rows["=1.mp4"] == prompt.strip() and not (tmp_path / "scores.old.csv").exists()
+
+
+def test_numbers_below_zero_stay_numbers(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(Fake, "pooled", lambda *words: dict(corner=-0.5, fake_half=1.0))
+    assert score(tmp_path, clips, "--scorers", "fake")[1]["1.mp4"]["corner"] == "-0.5"
 
 
 def test_parquet_needs_pyarrow_and_says_so_first(clips, tmp_path, capsys):
