@@ -213,7 +213,7 @@ def draw_mask(frames, height, width, seed, id=0, visit=0, **settings):
     config = configured(settings)
     for name, value in dict(frames=frames, height=height, width=width).items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise Refused(f"{name}={value!r}", "is no number of pixels or frames", "pass a whole number from 1")
+            raise Refused(f"{name}={value!r}", "is not a number of pixels or frames", "pass a whole number from 1")
     low, high = config.area
     for attempt in range(config.tries):
         rng = generator(seed=seed, id=id, visit=visit, purpose=f"mask {attempt}")

@@ -293,7 +293,7 @@ def test_a_setting_out_of_range_is_refused_by_name(settings):
 
 @pytest.mark.parametrize("size", [(0, 32, 32), (9, 32.0, 32), (9, 32, -1), (True, 32, 32)])
 def test_a_size_that_is_none_is_refused(size):
-    with pytest.raises(Refused, match="is no number of pixels or frames"):
+    with pytest.raises(Refused, match="is not a number of pixels or frames"):
         random_mask(*size, seed=0)
 
 

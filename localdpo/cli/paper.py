@@ -40,7 +40,7 @@ def main(args):
         print("\n".join(f"{name:<8}{about}" for name, about in profiles().items()))
         return 0
     if args.cores is not None and args.cores < 1:
-        raise Refused(f"--cores {args.cores}", "is no number of cores", "give 1 or more")
+        raise Refused(f"--cores {args.cores}", "is not a number of cores", "give 1 or more")
     folder = Path(args.out or paths.reports(profile_path(args.profile).stem))
     status = run(args.profile, folder, cores=args.cores, slurm=args.slurm, dry_run=args.dry_run, more=args.more)
     if status:

@@ -58,5 +58,5 @@ def _json_row(line):
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return "is no JSON"
-    return row if isinstance(row, dict) else "is no JSON object"
+        return "is not JSON"
+    return row if isinstance(row, dict) else "is not a JSON object"

@@ -95,7 +95,7 @@ def _stage_notebook(home, root, source, repository, ending=None):
     except Exception as error:  # nbformat has a class of error for every way to be broken
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise Refused(
-            home, f"is no valid notebook ({why})", "look for half a merge in it, or restore it with git"
+            home, f"is not a valid notebook ({why})", "look for half a merge in it, or restore it with git"
         ) from error
     module = re.search(r"^#\s*\|\s*default_exp\s+(\S+)", "\n".join(c.source for c in notebook.cells), flags=re.M)
     for cell in notebook.cells:

@@ -28,7 +28,7 @@ def profile_path(name):
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         shipped = ", ".join(profiles())
-        raise Refused(name, "is no profile", f"choose one of {shipped}, or name a yaml file of your own")
+        raise Refused(name, "is not a profile", f"choose one of {shipped}, or name a yaml file of your own")
     return path
 
 # %% ../../nbs/80_engine/02_profile.ipynb #cb98ec93
@@ -38,7 +38,7 @@ def load_profile(path):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(
-            path, f"is no readable yaml ({' '.join(str(error).split())})", "mend the place that is named"
+            path, f"is not readable yaml ({' '.join(str(error).split())})", "mend the place that is named"
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("about"), str):
         raise Refused(

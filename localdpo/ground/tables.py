@@ -54,7 +54,7 @@ def rows(path):
     "The rows of a csv or parquet file, each a dict; a file with a row that was cut is refused."
     path = Path(path)
     if path.suffix not in (".csv", ".parquet") or not path.is_file():
-        raise Refused(path, "is no csv or parquet file", "pass the path of one, a list of rows or a dict of columns")
+        raise Refused(path, "is not a csv or parquet file", "pass the path of one, a list of rows or a dict of columns")
     if path.suffix == ".parquet":
         return parquet_rows(path)
     try:

@@ -33,7 +33,7 @@ def worker(text):
 
 
 def check_whole(name, value, least, most=2**31):
-    "Refuse a `value` of the setting `name` that is no whole number from `least` to `most`."
+    "Refuse a `value` of the setting `name` that is not a whole number from `least` to `most`."
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise Refused(f"{name} {value!r}", "is out of range", f"use a whole number from {least} to {most}")
 

@@ -114,7 +114,7 @@ def test_what_is_not_known_is_refused_by_name(call, what):
 def test_cogvideox_2b_runs_at_its_full_width_and_depth():
     torch.manual_seed(0)
     model = full_size.build("cogvideox-2b", device="cpu", max_text_seq_length=8)
-    assert full_size.size(model) == full_size.size(full_size.build("cogvideox-2b"))  # its places are no parameters
+    assert full_size.size(model) == full_size.size(full_size.build("cogvideox-2b"))  # its places are not parameters
     latents, text = torch.randn(1, 1, 16, 4, 4).bfloat16(), torch.randn(1, 8, 4096).bfloat16()
     with torch.no_grad():
         said = [model(latents, text, torch.tensor([t]), return_dict=False)[0] for t in (900, 100)]

@@ -134,7 +134,7 @@ def test_a_refusal_is_one_message_without_a_traceback():
     done = localdpo("paper", "--profile", "tuor")
     assert (
         done.returncode == 2
-        and done.stderr.startswith("localdpo: tuor: is no profile")
+        and done.stderr.startswith("localdpo: tuor: is not a profile")
         and "Traceback" not in done.stderr
     )
 

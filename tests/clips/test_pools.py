@@ -27,8 +27,8 @@ def test_a_stronger_flaw_changes_more(flaw):
 @pytest.mark.parametrize("frames, size", [(2, 32), (5, 48), (17, 64)])
 def test_a_flaw_keeps_the_shape_and_takes_any_size(flaw, frames, size):
     clip = world.render(SPEC, 0, frames, size).frames
-    spoilt = pools.spoil(clip, flaw, 1.0, generator(seed=0, id=1, purpose="x"), np.zeros_like(clip))
-    assert spoilt.shape == clip.shape and spoilt.dtype == np.uint8
+    spoiled = pools.spoil(clip, flaw, 1.0, generator(seed=0, id=1, purpose="x"), np.zeros_like(clip))
+    assert spoiled.shape == clip.shape and spoiled.dtype == np.uint8
 
 
 def test_a_frozen_clip_stands_still_and_a_cut_one_jumps():

@@ -55,7 +55,7 @@ def test_the_flow_leads_to_the_same_colour(spec):
 
 
 def test_a_word_that_is_unknown_is_refused_with_the_list():
-    with pytest.raises(Refused, match="shape='hexagon': is no word.*\n.*disc, square"):
+    with pytest.raises(Refused, match="shape='hexagon': is not a word.*\n.*disc, square"):
         world.Spec("hexagon", "red", "plain", "blue", "spin")
     with pytest.raises(Refused, match="could not be seen"):
         world.Spec("disc", "red", "plain", "red", "spin")

@@ -165,7 +165,7 @@ def test_a_broken_notebook_is_named_and_the_old_site_stays(checkout, text):
     paths.write_text(old, "old")
     paths.write_text(old.parent / ".buildinfo", "")
     (checkout / "nbs/40_broken.ipynb").write_text(text)
-    with pytest.raises(Refused, match=r"nbs/40_broken\.ipynb: is no valid notebook"):
+    with pytest.raises(Refused, match=r"nbs/40_broken\.ipynb: is not a valid notebook"):
         site.build()
     assert old.read_text() == "old" and [p.name for p in (checkout / "_docs").iterdir()] == ["html"]
 

@@ -266,12 +266,12 @@ def test_a_profile_with_a_mistake_is_refused_by_name(tmp_path, change, said):
 
 def test_a_profile_that_is_no_yaml_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("about: [")
-    with pytest.raises(Refused, match="mine.yaml: is no readable yaml.*line 1"):
+    with pytest.raises(Refused, match="mine.yaml: is not readable yaml.*line 1"):
         engine.run(tmp_path / "mine.yaml", tmp_path / "out")
 
 
 def test_an_unknown_profile_is_refused_with_the_list():
-    with pytest.raises(Refused, match="tours: is no profile\n  -> choose one of quick, tour"):
+    with pytest.raises(Refused, match="tours: is not a profile\n  -> choose one of quick, tour"):
         engine.run("tours")
 
 

@@ -48,8 +48,8 @@ def test_cleaning_keeps_the_tag(notebook, tmp_path):
         ("import os", "declares no typed parameter"),
         ("n: int = 2\ntwice: int = 2 * n", "is computed"),
         ("n: int = '2'", "is not of its own type"),
-        ("n: Path = 'x'", "is no type"),
-        ("n: int = ", "is no Python"),
+        ("n: Path = 'x'", "is not a type"),
+        ("n: int = ", "is not Python"),
         ("n: int = 1\nn: int = 2", "declares `n` twice"),
     ],
 )
@@ -134,7 +134,7 @@ def test_text_is_read_as_the_declared_type(notebook, declared, default, text, va
 @pytest.mark.parametrize(
     "words, reason",
     [
-        (["x"], "is no assignment"),
+        (["x"], "is not an assignment"),
         (["x=1", "x=2"], "a second value"),
         (["x=2.5"], "does not read as one"),
         (["y=1"], "no parameter `y`"),

@@ -214,5 +214,5 @@ def test_a_deeper_model_starts_where_a_smaller_one_ended(monkeypatch):
 
 
 def test_a_model_of_another_kind_is_no_start():
-    with pytest.raises(Refused, match="tiny-wan-1.3b.*is no smaller CogVideoX"):
+    with pytest.raises(Refused, match="tiny-wan-1.3b.*is not a smaller CogVideoX"):
         models.inherit(models.backbone("tiny-cogvideox-2b", device="cpu").pipeline, "tiny-wan-1.3b")

@@ -536,8 +536,8 @@ def folder(tmp_path):
 
 
 REASONS = {
-    "captions.jsonl line 11": "is no JSON",
-    "captions.jsonl line 12": "is no JSON object",
+    "captions.jsonl line 11": "is not JSON",
+    "captions.jsonl line 12": "is not a JSON object",
     "cut.mp4": "is cut short or damaged",
     "empty caption.mp4": "has no caption",
     "empty.mp4": "is empty",
@@ -694,7 +694,7 @@ def test_where_there_is_no_store_it_is_said(tmp_path, capsys, what):
     for name, why in (("stoer", "there is no such folder"), ("letters", "no store of pairs was begun in it")):
         assert cli.main(["pairs", what, str(tmp_path / name)]) == 2
         said = capsys.readouterr().err
-        assert f"{name}: is no store of pairs: {why}" in said and "check the path" in said
+        assert f"{name}: is not a store of pairs: {why}" in said and "check the path" in said
 
 
 @pytest.mark.parametrize(
@@ -711,7 +711,7 @@ def test_where_there_is_no_store_it_is_said(tmp_path, capsys, what):
         (["--world", "raw:0"], "--world raw:0: asks for no clip"),
         (["--world", "raw:-3"], "--world raw:-3: asks for no clip"),
         (["--world", "raw:4", "--steps", "0"], "steps 0: walks nowhere"),
-        (["--world", "raw:4", "--block", "0"], "block 0: is no number of clips"),
+        (["--world", "raw:4", "--block", "0"], "block 0: is not a number of clips"),
         (["--world", "raw:4", "--alpha", "0.9", "0.8"], "begins with the larger number\n  -> turn it around: 0.8 0.9"),
         (["--world", "raw:4", "--alpha", "0.5", "1.8"], "is not between 0 (keep the clip) and 1"),
         (["--world", "raw:4", "--alpha", "nan", "0.9"], "is not between 0 (keep the clip) and 1"),

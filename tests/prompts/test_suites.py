@@ -175,7 +175,7 @@ def test_other_dimensions_may_be_named_and_a_prompt_of_two_rows_is_one(vbench):
     (entry,) = suite("vbench", vbench(rows), dimensions=["color", "scene"])
     assert (entry.prompt, entry.about) == ("a red vase", dict(dimensions=["color", "scene"]))
     assert suite("vbench", vbench(rows), dimensions="color")[0].id == entry.id
-    with pytest.raises(Refused, match="dimension 'colour': is none of .*\n  -> did you mean color"):
+    with pytest.raises(Refused, match="dimension 'colour': is not in .*\n  -> did you mean color"):
         suite("vbench", vbench(rows), dimensions=["colour"])
 
 
@@ -193,12 +193,12 @@ def test_a_checkout_of_vbench_will_do(vbench, tmp_path):
 @pytest.mark.parametrize(
     "data, said",
     [
-        (b'[{"prompt_en": "a",\n "dimension": [}]', "line 2: is no JSON"),
-        (b'[{"prompt_en": "a", "dimension": ["color"]}', "line 1: is no JSON"),
-        (b"", "line 1: is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
-        (b'{"prompt_en": "a"}', "is no list of prompts"),
-        (b"[]", "is no list of prompts"),
+        (b'[{"prompt_en": "a",\n "dimension": [}]', "line 2: is not JSON"),
+        (b'[{"prompt_en": "a", "dimension": ["color"]}', "line 1: is not JSON"),
+        (b"", "line 1: is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"prompt_en": "a"}', "is not a list of prompts"),
+        (b"[]", "is not a list of prompts"),
         (b'[{"prompt_en": "a", "dimension": "color"}]', "entry 1: has not both"),
         (b'[{"prompt_en": "a", "dimension": ["color"]}, {"dimension": ["color"]}]', "entry 2: has not both"),
         (b'[{"prompt_en": " ", "dimension": ["color"]}]', "entry 1: has no prompt"),
@@ -333,8 +333,8 @@ def test_entries_come_back_from_disk_and_the_sampler_reads_them(tmp_path):
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("{", "line 2: is no JSON"),
-        ("[]", "line 2: is no JSON object"),
+        ("{", "line 2: is not JSON"),
+        ("[]", "line 2: is not a JSON object"),
         ('{"id": "b", "prompt": "b"}', "line 2: has no expanded; it has id, prompt"),
         ('{"id": "b", "prompt": "b", "expanded": null, "about": {}, "seed": 1}', "line 2: has the unknown key 'seed'"),
         ('{"id": "b", "prompt": "", "expanded": null, "about": {}}', "line 2: has no prompt"),
@@ -364,7 +364,7 @@ def test_what_cannot_be_kept_leaves_the_old_file(tmp_path):
         save([Entry("a", "a", None, {}), Entry("a", "b", None, {})], file)
     assert file.read_bytes() == before
     for use in (lambda path: save([], path), lambda path: save([Entry("a", "a", None, {})], path), read):
-        with pytest.raises(Refused, match="are none|is not called .jsonl"):
+        with pytest.raises(Refused, match="are an empty list|is not called .jsonl"):
             use(tmp_path / "a.txt")
     (tmp_path / "b.jsonl").write_text("\n")
     with pytest.raises(Refused, match="b.jsonl: holds no entries"):
@@ -377,7 +377,7 @@ def test_what_cannot_be_kept_leaves_the_old_file(tmp_path):
 def test_the_grammar_expands_sprites_and_refuses_all_else(vbench):
     entries = suite("sprite-motion", count=4)
     assert expand([entry._replace(expanded=None) for entry in entries]) == entries
-    with pytest.raises(Refused, match="vbench-076, 'a person is busy0': is no prompt of the sprite world"):
+    with pytest.raises(Refused, match="vbench-076, 'a person is busy0': is not a prompt of the sprite world"):
         expand(suite("vbench", vbench()))
 
 
@@ -518,7 +518,7 @@ def test_a_name_that_is_no_model_is_refused(cache):
 def test_a_strange_line_among_the_answers_is_named(asked, cache, line):
     expand(ENTRIES[:1], HUB, cache)
     cache.write_text(f"{line}\n{cache.read_text()}")
-    with pytest.raises(Refused, match="answers.jsonl line 1: is no answer"):
+    with pytest.raises(Refused, match="answers.jsonl line 1: is not an answer"):
         expand(ENTRIES[:1], HUB, cache)
 
 

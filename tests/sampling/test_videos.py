@@ -248,7 +248,7 @@ def test_another_prompt_under_the_same_id_is_refused(tiny, tmp_path):
 def test_a_folder_of_something_else_is_refused(tiny, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     for out in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(Refused, match="is no folder of videos: it holds thesis.tex"):
+        with pytest.raises(Refused, match="is not a folder of videos: it holds thesis.tex"):
             sample(tiny, PROMPTS[:1], out, **FEW)
 
 
@@ -326,7 +326,7 @@ def test_a_wan_is_sampled_by_name_alone(tmp_path):
         (dict(size=(9, 30, 32)), "height 30"),
         (dict(worker=(2, 2)), "worker 2 of 2"),
         (dict(prompts=["a purple elephant"]), "a purple elephant.*purple, elephant|words that .* never saw"),
-        (dict(prompts=[]), "the prompts: are none"),
+        (dict(prompts=[]), "the prompts: are an empty list"),
     ],
 )
 def test_what_makes_no_video_is_refused_before_anything_is_written(tiny, tmp_path, bad, what):
@@ -456,14 +456,14 @@ def test_prompts_are_read_from_texts_rows_and_tables(tmp_path):
         ("a.jsonl", b'{"id": 1, "prompt": null}', "line 1: has no prompt"),
         ("a.jsonl", b'{"id": true, "prompt": "x"}', "line 1: has the id True"),
         ("a.jsonl", b'{"id": " ", "prompt": "x"}', "line 1: has the id ' '"),
-        ("a.jsonl", b'{"id": 1, "prompt"', "line 1: is no JSON"),
-        ("a.jsonl", b'["x"]', "line 1: is no JSON object"),
+        ("a.jsonl", b'{"id": 1, "prompt"', "line 1: is not JSON"),
+        ("a.jsonl", b'["x"]', "line 1: is not a JSON object"),
         ("a.jsonl", b'{"id": 1, "prompt": "caf\xe9"}', "line 1: has a prompt that is not UTF-8"),
         ("a.csv", b"id,prompt\n1,x\n1,y\n", "row 2: has the id '1'"),
         ("a.csv", b"id,caption\n1,x\n", "row 1: has no prompt; it has id, caption"),
         ("a.csv", b"id,prompt\n1,\n", "row 1: has no prompt"),
         ("a.csv", b"id,prompt\n1,a disc, red\n", "row 1: has more cells"),
-        ("a.csv", b'id,prompt\n1,"a disc\n2,a ring\n', "row 1: has a prompt of several lines"),
+        ("a.csv", b'id,prompt\n1,"a disc\n2,a ring\n', "row 1: has a quote that is not closed"),
         ("a.csv", b"id,prompt\n", "a.csv: holds no prompts"),
         ("a.txt", b"a disc\na ring\na disc\n", r"a.txt line 3: has the id 'a disc', as .*line 1"),
         ("a.txt", b"a disc\ncaf\xe9\n", "a.txt line 2: has a prompt that is not UTF-8"),
@@ -507,7 +507,7 @@ def test_a_file_of_prompts_that_is_not_there_is_named(tmp_path, name):
 
 @pytest.mark.parametrize("bad", ["a red disc", dict(id=1, prompt="x"), Path("prompts.txt")])
 def test_one_prompt_is_no_list_of_prompts(bad):
-    with pytest.raises(Refused, match="are no list"):
+    with pytest.raises(Refused, match="are not a list"):
         as_prompts(bad)
 
 

@@ -38,14 +38,14 @@ def marks():
 
     def of(critic, flaw=None):
         if (critic.name, flaw) not in known:
-            known[critic.name, flaw] = critic.marks(*(spoilt(flaw) if flaw else (CLIPS, SPECS)))
+            known[critic.name, flaw] = critic.marks(*(spoiled(flaw) if flaw else (CLIPS, SPECS)))
         return known[critic.name, flaw]
 
     return of
 
 
 @functools.cache
-def spoilt(flaw, strength=None, count=160):
+def spoiled(flaw, strength=None, count=160):
     def any_strength(i):
         return generator(seed=5, id=i, purpose="strength").random()
 
@@ -96,7 +96,7 @@ def test_other_accidents_are_no_excuse_for_a_flaw(critic, marks):
 def test_the_stronger_a_flaw_the_lower_the_mark(critic, flaw):
     "No step up is more than noise, and the whole way is down; the mild half of banding is nearly level."
     head = flaws.SEEN_BY[flaw]
-    marks = [critic.marks(*spoilt(flaw, strength, 64))[head] for strength in (0.0, 0.33, 0.67, 1.0)]
+    marks = [critic.marks(*spoiled(flaw, strength, 64))[head] for strength in (0.0, 0.33, 0.67, 1.0)]
     for weak, strong in itertools.pairwise(marks):
         rise = strong - weak
         assert rise.mean() <= 2 * rise.std() / len(rise) ** 0.5, [mark.mean() for mark in marks]
@@ -119,13 +119,13 @@ def test_a_prompt_that_is_no_sentence_of_the_world_is_refused(prompt):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("prompt, problem", [("a red cat", "'a red cat' is none"), (None, "there is none")])
+@pytest.mark.parametrize("prompt, problem", [("a red cat", "'a red cat' is not one"), (None, "there is no prompt")])
 def test_without_a_prompt_it_knows_a_scorer_still_marks_picture_and_motion(name, prompt, problem):
     scorer = get_scorer(name)
     scores, problems, _ = score_video(scorer, CLIPS[0], prompt, 8)
     vq, mq, ta, overall = (scores[column] for column in scorer.columns)
     assert math.isfinite(vq) and math.isfinite(mq) and math.isnan(ta) and math.isnan(overall)
-    columns, said = ", ".join(scorer.columns[2:]), "cannot be told without a sentence of the sprite world"
+    columns, said = ", ".join(scorer.columns[2:]), "needs a sentence of the sprite world"
     assert problems == [f"{name}: {columns} {said}, and {problem}"]
     assert (vq, mq) == tuple(score_video(scorer, CLIPS[0], world.prompt(SPECS[0]), 8)[0].values())[:2]
 

@@ -662,7 +662,7 @@ def test_videoalign_patches_are_those_of_the_processor_of_transformers():
         (
             0,
             lambda t: t.replace("lora_alpha", "alpha"),
-            "model_config.json: is no configuration of VideoReward .KeyError: .lora_alpha",
+            "model_config.json: is not a configuration of VideoReward .KeyError: .lora_alpha",
         ),
         (3, lambda t: t.replace("<|MQ_reward|>", ""), "has not once each, in this order"),
         (3, lambda t: "x = 1", "holds no rubric"),
@@ -733,7 +733,7 @@ def test_raft_looks_up_the_fit_between_points_the_first_index_along_x():
 
 
 class Shift(torch.nn.Module):
-    "A flow that is told, in place of RAFT's."
+    "A flow that the test chooses, in place of RAFT's."
 
     def __init__(self, *pixels):
         super().__init__()

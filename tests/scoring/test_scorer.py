@@ -500,13 +500,13 @@ def test_prompts_that_contradict_each_other_or_lack_a_video_are_named(clips):
         ("p.csv", "film,prompt\n1,one\n", "has no column video; it has film, prompt"),
         ("p.csv", "video,words\n1,one\n", "has no column prompt; it has video, words"),
         ("p.csv", "", "has no column video; it has none"),
-        ("p.jsonl", '{"video": "1"\n', "line 1: is no JSON"),
+        ("p.jsonl", '{"video": "1"\n', "line 1: is not JSON"),
         ("p.csv", "video,prompt\n1,a red disc, moving left\n", "row 1: has more cells than there are columns"),
         ("p.csv", 'video,prompt\n1,"a red disc\n2,a blue ring\n', "row 1: has a quote that is not closed"),
         ("p.csv", 'video,prompt\n1,"x"y\n', "row 1: has a quote that is not closed, or text beside a quoted cell"),
         ("p.doc", "1", "in no form"),
         ("p.txt", None, "cannot be read"),
-        ("p.parquet", "PAR1", "pyarrow|is no parquet"),
+        ("p.parquet", "PAR1", "pyarrow|is not a parquet"),
     ],
 )
 def test_a_file_of_prompts_that_is_none_is_refused(clips, name, text, why):
@@ -600,7 +600,7 @@ def test_a_critic_is_asked_again_when_the_prompt_has_changed(copies, tmp_path):
     path.write_text(path.read_text().replace(ITEMS[0].prompt(), "a dog"))
     after = score(tmp_path, *copies)[1]["a.mp4"]
     assert after["critic_b_vq"] == before["critic_b_vq"] and after["critic_b_ta"] == after["critic_b_overall"] == "nan"
-    assert "'a dog' is none" in after["problem"]
+    assert "'a dog' is not one" in after["problem"]
 
 
 def test_another_scorer_later_does_not_disturb_the_first(clips, tmp_path):
@@ -791,7 +791,7 @@ def test_a_prompt_that_is_missing_costs_only_the_scorers_that_read_it(clips, tmp
     words = clips, "--prompts", tmp_path / "prompts.jsonl", "--scorers", "fake,reads"
     _, rows = score(tmp_path, *words)
     assert rows["4.mp4"]["corner"] == "40.0" and rows["4.mp4"]["length"] == "nan"
-    expected = "has no prompt in prompts.jsonl; reads: needs the prompt, and there is none"
+    expected = "has no prompt in prompts.jsonl; reads: needs a prompt, and the video has none"
     assert rows["4.mp4"]["problem"] == expected and "4.mp4: has no prompt" in capsys.readouterr().out
 
 
@@ -850,7 +850,7 @@ def test_nothing_scored_is_status_1_and_the_table_says_why(clips, tmp_path, caps
     assert status == 1 and len(rows) == 4 and all(row["problem"] for row in rows.values())
     assert "nothing could be scored" in capsys.readouterr().err
     status, rows = score(tmp_path, clips, "--scorers", "reads", out="other.csv")
-    assert status == 1 and rows["1.mp4"]["problem"] == "reads: needs the prompt, and there is none"
+    assert status == 1 and rows["1.mp4"]["problem"] == "reads: needs a prompt, and the video has none"
 
 
 @pytest.mark.parametrize(

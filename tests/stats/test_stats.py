@@ -309,21 +309,21 @@ def test_a_data_frame_is_a_table_too():
         (lambda: sign_flip([0.1, math.nan, 0.3]), "a mean: is not finite"),
         (lambda: sign_flip([[0.1, math.inf]] * 20), "a mean: is not finite"),
         (lambda: per_prompt(["good", "bad"]), "values: are not all numbers"),
-        (lambda: agreement.fleiss([]), "the ratings: are none"),
-        (lambda: agreement.krippendorff(["win", "lose"]), "ratings 'win': are no list of raters"),
+        (lambda: agreement.fleiss([]), "the ratings: are an empty list"),
+        (lambda: agreement.krippendorff(["win", "lose"]), "ratings 'win': are not a list of raters"),
         (lambda: ranking.rank([]), "0 votes"),
-        (lambda: ranking.rank(["win"]), "vote 1: 'win': is no vote"),
-        (lambda: ranking.rank([("a", "b")]), "is no vote"),
+        (lambda: ranking.rank(["win"]), "vote 1: 'win': is not a vote"),
+        (lambda: ranking.rank([("a", "b")]), "is not a vote"),
         (lambda: ranking.rank([("a", "b", math.nan)] * 2), "compares nothing"),
-        (lambda: mean_interval([1, 2, 3], draws=0), "draws=0: is no number of resamples"),
-        (lambda: mean_interval([1, 2, 3], draws=1e4), "draws=10000.0: is no number of resamples"),
-        (lambda: mean_interval([1, 2, 3], level=1.5), "level=1.5: is no share between 0 and 1"),
-        (lambda: intervals.wilson(3, 5, level=95), "level=95: is no share between 0 and 1"),
+        (lambda: mean_interval([1, 2, 3], draws=0), "draws=0: is not a number of resamples"),
+        (lambda: mean_interval([1, 2, 3], draws=1e4), "draws=10000.0: is not a number of resamples"),
+        (lambda: mean_interval([1, 2, 3], level=1.5), "level=1.5: is not a share between 0 and 1"),
+        (lambda: intervals.wilson(3, 5, level=95), "level=95: is not a share between 0 and 1"),
         (lambda: mean_interval([1, 2, 3], [None, "a", "b"]), "value 1: has no prompt"),
         (lambda: mean_interval([1, 2, 3], ["a", math.nan, "b"]), "value 2: has no prompt"),
         (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, ["a", None] * 9), "value 2: has no prompt or rater"),
-        (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, prior=-1), "prior=-1: is no number of votes"),
-        (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, draws=0), "draws=0: is no number of resamples"),
+        (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, prior=-1), "prior=-1: is not a number of votes"),
+        (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, draws=0), "draws=0: is not a number of resamples"),
         (
             lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9).gap(1, 3),
             "method 3: has no votes\n  -> known are 1, 2|known are 2, 1",
@@ -361,7 +361,7 @@ def change(i, **values):
         (7, "row 1 of the table: is a int"),
         (change(50, prompt=math.nan), "row 51 of the table: has no prompt"),
         ({"method": ["a"], "prompt": ["b", "c"]}, "columns of"),
-        ("scores.parquet", "is no csv or parquet file"),
+        ("scores.parquet", "is not a csv or parquet file"),
     ],
 )
 def test_a_table_that_cannot_be_compared_is_refused_by_row_prompt_and_method(table, said):
@@ -583,7 +583,7 @@ def test_a_table_is_written_by_its_ending(tmp_path):
     md, tex, csv = (found.printed(kind) for kind in ("md", "tex", "csv"))
     assert r"| a\|b | **" in md and "†" in md and r"sft\_2k" in tex and r"d\&g & \underline{" in tex
     assert r"\textbf{" in tex and csv.splitlines()[1].startswith("sharp,higher,d&g,sft_2k,")
-    with pytest.raises(Refused, match="is no kind of table"):
+    with pytest.raises(Refused, match="is not a kind of table"):
         found.save(tmp_path / "table.html")
 
 
@@ -659,12 +659,12 @@ def test_a_table_of_few_prompts_says_so():
 @pytest.mark.parametrize(
     "columns, reference, settings, said",
     [
-        (["sharp"], "gpo", {}, "reference 'gpo': is no method of the table\n  -> it has sft, dpo, local"),
+        (["sharp"], "gpo", {}, "reference 'gpo': is not a method of the table\n  -> it has sft, dpo, local"),
         (["sharpe"], "sft", {}, "column 'sharpe': is not in the table\n  -> did you mean sharp?"),
         (["sharp"], "sft", {"lower": ["blur"]}, r"lower \['blur'\]: is not compared"),
         ([], "sft", {}, "name no list of columns"),
         ("sharp", "sft", {}, "name no list of columns"),
-        (["sharp"], "sft", {"missing": "skip"}, "missing='skip': is no way to treat gaps"),
+        (["sharp"], "sft", {"missing": "skip"}, "missing='skip': is not a way to treat gaps"),
     ],
 )
 def test_names_that_are_not_in_the_table_are_refused(columns, reference, settings, said):

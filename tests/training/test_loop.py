@@ -519,7 +519,7 @@ def test_a_damaged_pair_costs_no_step(tmp_path):
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(Refused, match="is no folder of a run: it holds letter.txt"):
+    with pytest.raises(Refused, match="is not a folder of a run: it holds letter.txt"):
         run(tmp_path)
     assert not (tmp_path / "run.json").exists()
 
@@ -703,7 +703,7 @@ def test_processes_that_have_split_the_model_already_are_refused(tmp_path, monke
 
 
 class Broken(Pairs):
-    "Pairs whose fifth batch has a number that is none."
+    "Pairs whose fifth batch holds a NaN."
 
     def batch(self, indices):
         found = super().batch(indices)
@@ -838,7 +838,7 @@ def test_the_command_line_trains_goes_on_and_probes(released, tmp_path, capsys):
         (["--beta", "0"], "beta 0.0: does not suit"),
         (["--beta", "nan"], "beta nan: does not suit"),
         (["--set", "weights=[1,1]"], "weights [1, 1]: does not suit"),
-        (["--set", "weights"], "is no name=value"),
+        (["--set", "weights"], "is not a name=value"),
         (["--set", "beta=abc"], "says no number for beta"),
         (["--set", "beta=3", "--beta", "4"], "gives beta a second time"),
         (["--compile", "--device", "cpu"], "compile: brings nothing on cpu"),
@@ -854,7 +854,7 @@ def test_a_mistake_on_the_command_line_is_refused_before_anything_is_written(rel
 def test_a_mistyped_store_is_not_called_unfinished(released, capsys):
     assert command(released / "tiny-wan", released / "piars") == 2
     said = capsys.readouterr().err
-    assert "piars: is no store of pairs: there is no such folder" in said and "check the path" in said
+    assert "piars: is not a store of pairs: there is no such folder" in said and "check the path" in said
 
 
 def test_an_alarm_on_the_command_line_is_one_line_for_people(released, tmp_path, capsys):
