@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..engine import ledger
 from ..engine.rerun import parameters, parse, run
 from ..ground import leases
 
@@ -28,6 +29,15 @@ def add_arguments(parser):
     )
     parser.add_argument("--gpus", type=int, default=0, metavar="N", help="lease N devices for the run (default: 0)")
     parser.add_argument("--cell-timeout", type=int, metavar="SECONDS", help="give up when one cell takes longer")
+    steps = parser.add_argument_group("as a step of a graph")
+    steps.add_argument(
+        "--needs", nargs="*", default=[], metavar="FILE", help="files that it reads: refused when damaged"
+    )
+    steps.add_argument(
+        "--hands-on", nargs="*", default=[], metavar="FILE", help="files that it writes: they are sealed"
+    )
+    steps.add_argument("--works-in", default="", metavar="DIR", help="a folder whose files are sealed as well")
+    steps.add_argument("--afresh", action="store_true", help="one damaged file, and the whole folder is made again")
 
 # %% ../../nbs/95_cli/09_rerun.ipynb #6cb91ac0
 def main(args):
@@ -38,5 +48,11 @@ def main(args):
         return
     with leases.job(), leases.devices(args.gpus):
         started = time.monotonic()
+        if args.hands_on:
+            ledger.check(args.needs)
+            ledger.unseal(args.out)
         run(args.notebook, args.out, values, cell_timeout=args.cell_timeout)
+        if args.hands_on:
+            needs = tuple(name for name in args.needs if not name.startswith(("/", "..")))  # files of this run
+            ledger.seal(ledger.Step(args.out, tuple(args.hands_on), needs, args.works_in, args.afresh))
     print(f"{Path(args.notebook).name} done in {time.monotonic() - started:.1f} s -> {args.out}", file=sys.stderr)

@@ -6,13 +6,16 @@
 __all__ = ['SLURM', 'arguments', 'run']
 
 # %% ../../nbs/80_engine/01_graph.ipynb #92613341
+import contextlib
 import logging
 import os
 import shutil
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import ledger
 from .lint import rules
 from .profile import load_profile, profile_path, snakefile_of
 from ..ground import info, leases, paths
@@ -115,14 +118,33 @@ def _snakemake(words):
     return 0
 
 
+def _say(lines):
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _cache():
+    "A folder for Snakemake's cache, also where the home folder cannot be written."
+    from snakemake.common import get_appdirs
+
+    try:
+        Path(get_appdirs().user_cache_dir).mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError:
+        with tempfile.TemporaryDirectory() as elsewhere, leases.environment(XDG_CACHE_HOME=elsewhere):
+            yield
+
+
 def run(profile, folder=None, *, dry_run=False, **options):
     "Bring the results of `profile` up to date; returns Snakemake's exit status."
     path = profile_path(profile)
     folder = Path(folder or paths.reports(path.stem)).resolve()
     words = arguments(profile, folder, dry_run=dry_run, **options)
-    with leases.environment(LOCALDPO_PROFILE=str(path), LOCALDPO_ROOT=str(paths.root())):
+    with _cache(), leases.environment(LOCALDPO_PROFILE=str(path), LOCALDPO_ROOT=str(paths.root())):
         rules(options.get("snakefile") or snakefile_of(path), load_profile(path), folder)
         if dry_run:
+            _say(ledger.mend(folder, dry_run=True))
             new = not folder.exists()
             try:
                 return _snakemake(words)
@@ -133,4 +155,5 @@ def run(profile, folder=None, *, dry_run=False, **options):
             if any(folder.glob(".snakemake/locks/*")):
                 print("a killed run left its locks: unlocking, then going on where it stopped", file=sys.stderr)
                 _snakemake([*words, "--unlock"])
+            _say(ledger.mend(folder))
             return _snakemake(words)

@@ -207,7 +207,10 @@ def _surroundings(name):
         relay = threading.Thread(target=_relay, args=(pipe, name, over), daemon=True)
         relay.start()
         try:
-            with leases.environment(PYDEVD_DISABLE_FILE_VALIDATION="1", LOCALDPO_PROGRESS=f"{sockets}/progress"):
+            own = dict(
+                LOCALDPO_PROGRESS=f"{sockets}/progress", IPYTHONDIR=f"{sockets}/ipython"
+            )  # nobody's start-up files
+            with leases.environment(PYDEVD_DISABLE_FILE_VALIDATION="1", **own):
                 yield sockets
         finally:
             over.set()

@@ -14,7 +14,9 @@ from localdpo.engine.steps import Steps
 from localdpo.ground import paths
 
 p = Steps.read(config)
+# Each step seals what it hands on; what was damaged since is found before anything uses it, and made again.
 rerun = f"{quote(sys.executable)} -m localdpo.cli rerun"
+sealed = " --needs {input:q} --hands-on {output:q}"
 
 
 def notebook(name):
@@ -31,7 +33,7 @@ rule pairs:
     params: words=p.pairs, store=p.store, code=p.code("steps/pairs")
     log: notebook="notebooks/pairs.ipynb"
     resources: gpu=1
-    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p store={params.store} -p shown={output.shown} -p done={output.done}"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p store={params.store} -p shown={output.shown} -p done={output.done}" + sealed + " --works-in {params.store}"
 
 
 rule train:
@@ -41,7 +43,7 @@ rule train:
     params: words=lambda w: p.train(w.method), run=lambda w: p.run(w.method), store=p.store, code=p.code("steps/train")
     log: notebook="notebooks/train-{method}.ipynb"
     resources: gpu=1
-    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p store={params.store} -p run={params.run:q} -p done={output.done:q}"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p store={params.store} -p run={params.run:q} -p done={output.done:q}" + sealed + " --works-in {params.run:q} --afresh"
 
 
 rule sample:
@@ -51,7 +53,7 @@ rule sample:
     params: words=lambda w: p.sample(w.name), out=lambda w: p.videos(w.name), code=p.code("steps/sample")
     log: notebook="notebooks/videos-{name}.ipynb"
     resources: gpu=1
-    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p out={params.out:q} -p done={output.done:q}"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p out={params.out:q} -p done={output.done:q}" + sealed + " --works-in {params.out:q}"
 
 
 rule real:
@@ -59,7 +61,7 @@ rule real:
     output: done="work/videos-real.json"
     params: words=p.words("suite", count=p.p["prompts"]), out=p.real, code=p.code("steps/real")
     log: notebook="notebooks/videos-real.ipynb"
-    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p out={params.out} -p done={output.done}"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p out={params.out} -p done={output.done}" + sealed + " --works-in {params.out:q}"
 
 
 rule score:
@@ -70,15 +72,15 @@ rule score:
     resources: gpu=1
     shell:
         rerun + " {input.notebook:q} {log.notebook} {params.words} -p name={params.name:q} -p videos={input[0]:q}"
-        " -p scores={output.scores:q} -p features={output.features:q}"
+        " -p scores={output.scores:q} -p features={output.features:q}" + sealed
 
 
 rule table_3:
-    input: expand("work/scores-{name}.csv", name=p.sets), notebook=notebook("tables/table_3")
+    input: expand(["work/scores-{name}.csv", "work/features-{name}.npz"], name=p.sets), notebook=notebook("tables/table_3")
     output: "tables/table-3.csv", "tables/table-3.md", "tables/table-3.tex"
     params: words=p.words("columns", methods=["baseline", *p.methods], step=p.looks[-1], real=p.world), code=p.code("tables/table_3")
     log: notebook="notebooks/table-3.ipynb"
-    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p scores=work -p table=tables/table-3"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p scores=work -p table=tables/table-3" + sealed
 
 
 rule figure_6:
@@ -86,7 +88,7 @@ rule figure_6:
     output: "figures/figure-6.png"
     params: words=p.words(methods=p.methods, columns=dict(list(p.p["columns"].items())[:2])), code=p.code("figures/figure_6")
     log: notebook="notebooks/figure-6.ipynb"
-    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p scores=work -p figure={output}"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p scores=work -p figure={output}" + sealed
 
 
 rule figure_9:
@@ -94,15 +96,15 @@ rule figure_9:
     output: "figures/figure-9.png"
     params: code=p.code("figures/figure_9")
     log: notebook="notebooks/figure-9.ipynb"
-    shell: rerun + " {input.notebook:q} {log.notebook} -p pairs={input[0]} -p figure={output}"
+    shell: rerun + " {input.notebook:q} {log.notebook} -p pairs={input[0]} -p figure={output}" + sealed
 
 
 rule clips:
     input: expand("work/videos-{name}.json", name=p.sets), notebook=notebook("figures/clips")
-    output: expand("media/clips-{n}.mp4", n=p.shown)
+    output: expand(["media/clips-{n}.mp4", "media/clips-{n}.txt"], n=p.shown)
     params: words=p.words(sets=p.sets, step=p.looks[-1], count=len(p.shown)), code=p.code("figures/clips")
     log: notebook="notebooks/clips.ipynb"
-    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p videos=work -p out=media"
+    shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p videos=work -p out=media" + sealed
 
 
 rule page:

@@ -11,6 +11,7 @@ from localdpo.ground import paths
 tour = read_profile(config, seeds=list, frames=int, size=int, noise_alpha=float)
 python = quote(sys.executable)
 rerun = f"{python} -m localdpo.cli rerun"
+sealed = " --needs {input:q} --hands-on {output:q}"  # what was damaged since is found before anything uses it
 
 
 def notebook(name):
@@ -30,7 +31,7 @@ rule clip:
     output: "media/clip-{seed}.mp4"
     params: seed=lambda w: w.seed, frames=tour["frames"], size=tour["size"], code=code("rerun/steps/clip")
     log: notebook="notebooks/clip-{seed}.ipynb"
-    shell: rerun + " {input.notebook:q} {log.notebook} -p seed={params.seed} -p frames={params.frames} -p size={params.size} -p out={output}"
+    shell: rerun + " {input.notebook:q} {log.notebook} -p seed={params.seed} -p frames={params.frames} -p size={params.size} -p out={output}" + sealed
 
 
 rule tour:
@@ -40,7 +41,7 @@ rule tour:
     log: notebook="notebooks/tour-{seed}.ipynb"
     shell:
         rerun + " {input.notebook:q} {log.notebook} -p seed={params.seed} -p noise_alpha={params.noise_alpha}"
-        " -p clip={input.clip} -p figure={output.figure} -p numbers={output.numbers}"
+        " -p clip={input.clip} -p figure={output.figure} -p numbers={output.numbers}" + sealed
 
 
 rule page:
