@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..clips.captions import CAPTION, FILE, caption_fault, caption_rows
 from ..clips.sources import VIDEOS
 from ..ground.errors import Refused
+from ..ground.seals import unsealed
 
 # %% ../../nbs/50_sampling/03_folders.ipynb #fafd7d33
 class Video(NamedTuple):
@@ -56,11 +57,16 @@ def _listed(folder, form):
         return None
     try:
         manifest = json.loads(file.read_text())
+        if "seal" in manifest:
+            manifest = unsealed(file)
         fps = float(manifest["settings"]["fps"])
         rows = [(e["id"], e["file"], *chosen(e, form), e["sha256"]) for e in manifest["videos"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        then = "give the same `localdpo sample` again, which writes it anew"
-        raise Refused(file, f"is damaged ({type(error).__name__})", then) from error
+        how = error.why if isinstance(error, Refused) else f"is damaged ({type(error).__name__})"
+        raise Refused(file, how, "give the same `localdpo sample` again, which writes it anew") from error
+    for _, name, *_ in rows:
+        if Path(name).is_absolute() or not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise Refused(file, f"lists {name!r}, which lies outside {folder}", "list videos inside the folder alone")
     return [(id, Video(name, folder / name, prompt, fps, sha, form=its)) for id, name, prompt, its, sha in rows]
 
 

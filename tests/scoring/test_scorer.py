@@ -23,6 +23,7 @@ from localdpo.ground import workers
 from localdpo.ground.errors import Refused
 from localdpo.ground.journal import Journal
 from localdpo.ground.noise import generator
+from localdpo.ground.seals import sealed
 from localdpo.ground.workers import Died, spread
 from localdpo.media import video
 from localdpo.sampling import videos as sampling
@@ -416,7 +417,7 @@ def manifest(folder, fps=8.0):
     entries = [
         dict(id=f"p{f.stem}", prompt=f"prompt {f.stem}", seed=0, file=f.name, sha256=table.sum_of(f)) for f in files
     ]
-    (folder / "manifest.json").write_text(json.dumps(dict(settings=dict(fps=fps), videos=entries)))
+    (folder / "manifest.json").write_text(sealed(dict(settings=dict(fps=fps), videos=entries)))
 
 
 def test_a_manifest_gives_prompts_and_what_it_does_not_list_is_told(clips):
@@ -425,6 +426,25 @@ def test_a_manifest_gives_prompts_and_what_it_does_not_list_is_told(clips):
     videos, told = find_videos([clips])
     assert [(one.name, one.prompt, one.fps) for one in videos] == [(f"{i}.mp4", f"prompt {i}", 8) for i in range(1, 5)]
     assert len(told) == 1 and "more/5.mp4" in told[0]
+
+
+def test_a_changed_prompt_in_a_manifest_is_refused(clips, tmp_path):
+    manifest(clips)
+    file = clips / "manifest.json"
+    file.write_text(file.read_text().replace("prompt 2", "prompt 7"))
+    with pytest.raises(Refused, match="manifest.json: is damaged: it is not what was written"):
+        find_videos([clips])
+
+
+@pytest.mark.parametrize("name", ["../secret.mp4", "ABSOLUTE", "a/../../secret.mp4", "link/secret.mp4"])
+def test_a_manifest_leads_nowhere_outside_its_folder(clips, tmp_path, name):
+    grey(tmp_path / "secret.mp4", 7)
+    (clips / "link").symlink_to(tmp_path)
+    name = str(tmp_path / "secret.mp4") if name == "ABSOLUTE" else name
+    entry = dict(id="a", prompt="a", seed=0, file=name, sha256="0")
+    (clips / "manifest.json").write_text(json.dumps(dict(settings=dict(fps=8), videos=[entry])))
+    with pytest.raises(Refused, match="which lies outside"):
+        find_videos([clips])
 
 
 def test_a_folder_that_is_not_finished_or_damaged_is_refused(clips):
@@ -728,7 +748,8 @@ def test_the_short_prompt_is_scored_where_videos_were_drawn_from_the_long_one(cl
     about = json.loads((clips / "manifest.json").read_text())
     for i, entry in enumerate(about["videos"][:3]):
         entry["short"] = entry["prompt"] if i == 2 else f"few {i}"
-    (clips / "manifest.json").write_text(json.dumps(about))
+    about.pop("seal")
+    (clips / "manifest.json").write_text(sealed(about))
     words = clips, "--scorers", "reads,fake"
     rows = score(tmp_path, *words)[1]
     assert [row["prompt"] for row in rows.values()] == ["few 0", "few 1", "prompt 3", "prompt 4"]
