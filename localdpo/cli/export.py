@@ -59,11 +59,25 @@ def outline(name):
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Refused(folder, f"holds no model ({type(error).__name__})", "name the folder of a pipeline") from error
 
+# %% ../../nbs/95_cli/08_export.ipynb #b658bbae
+def _keep(out, data):
+    "Write the bytes `data` as `out`, unless something else is there."
+    from localdpo.backbones import adapters
+    from localdpo.ground import paths
+    from localdpo.training import checkpoints
+
+    if not out.parent.exists() and out.name == adapters.FILE:  # a new folder comes with its file in it
+        checkpoints.place(out.parent, lambda path: (path / out.name).write_bytes(data))
+    elif not out.exists():
+        with paths.atomic(out) as temporary:
+            temporary.write_bytes(data)
+    elif out.is_dir() or out.read_bytes() != data:
+        raise Refused(out, "is there, and is something else", "choose another name, or remove it")
+
 # %% ../../nbs/95_cli/08_export.ipynb #84aeef32
 def export(source, form, out, model=None, alpha=None):
     "Write the adapter of a run, folder or file for the program `form`; returns the report of its keys."
     from localdpo.backbones import adapters
-    from localdpo.ground import paths
     from localdpo.sampling.videos import find_adapter
 
     source, out = find_adapter(source), Path(out)
@@ -85,11 +99,7 @@ def export(source, form, out, model=None, alpha=None):
         except Refused as refusal:  # of a name that will not do: say the one that was given
             raise Refused(out if work in str(refusal.what) else refusal.what, refusal.why, refusal.then) from refusal
         data = report.file.read_bytes()
-    if not out.exists():
-        with paths.atomic(out) as temporary:
-            temporary.write_bytes(data)
-    elif out.is_dir() or out.read_bytes() != data:
-        raise Refused(out, "is there, and is something else", "choose another name, or remove it")
+    _keep(out, data)
     return dataclasses.replace(report, file=out)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import math
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -191,7 +190,8 @@ def train(backbone, pairs, recipe, config=None):
     with leases.sole_run(folder) if main else contextlib.nullcontext(), policy(backbone, config) as named:
         optimiser = adamw(named, config)
         if main:
-            checkpoints.sweep(folder / "checkpoints")
+            for place in (folder, folder / "checkpoints"):
+                checkpoints.sweep(place)
         accelerator.wait_for_everyone()
         start = made = _restore(folder, this, named, optimiser)
         _agree(accelerator, start)
@@ -204,7 +204,7 @@ def train(backbone, pairs, recipe, config=None):
 
         steps = range(start, config.steps)
         if main and steps and start:
-            shutil.rmtree(folder / "adapter", ignore_errors=True)  # of a shorter run; a checkpoint has it
+            checkpoints.remove(folder / "adapter")  # of a shorter run; a checkpoint has it
         calls = (call for step in steps for call in draws(config, len(pairs), step, rank, world))
         batches, count = _Waits(_ahead(read, calls)), config.batch // (config.micro_batch * world)
         if config.compile:
@@ -237,8 +237,7 @@ def train(backbone, pairs, recipe, config=None):
                 print(f"stopped; {made} of {config.steps} steps are kept in {folder}", flush=True)
             raise
         if main:
-            adapters.save(backbone, folder / "adapter")
-            checkpoints.seal(folder / "adapter")
+            checkpoints.place(folder / "adapter", lambda path: (adapters.save(backbone, path), checkpoints.seal(path)))
             for tracker in accelerator.trackers:  # end_training would also part the processes
                 tracker.finish()
         accelerator.wait_for_everyone()

@@ -1,0 +1,90 @@
+"A folder of an adapter is there with all its files, or it is not there: whoever looks, whenever."
+
+import multiprocessing
+import os
+import time
+
+import pytest
+import torch
+from conftest import random_model
+from test_loop import Pairs
+
+from localdpo import methods
+from localdpo.cli.export import export
+from localdpo.ground.errors import Refused
+from localdpo.training import TrainConfig, checkpoints, train
+
+
+def look(folder, needed, stop, seen):
+    "Look into `folder` all the time; puts every listing that lacks a file of `needed`, and the number of looks that found it."
+    odd, found = set(), 0
+    while not stop.is_set():
+        for _ in range(200):
+            try:
+                names = frozenset(os.listdir(folder))
+            except FileNotFoundError:
+                continue
+            found += 1
+            if not needed <= names:
+                odd.add(names)
+    seen.put((odd, found))
+
+
+class Watcher:
+    def __init__(self, folder, *needed):
+        fork = multiprocessing.get_context("fork")
+        self.stop, self.seen = fork.Event(), fork.Queue()
+        self.process = fork.Process(target=look, args=(folder, frozenset(needed), self.stop, self.seen), daemon=True)
+
+    def __enter__(self):
+        self.process.start()
+        return self
+
+    def __exit__(self, *failure):
+        time.sleep(0.3)
+        self.stop.set()
+        self.odd, self.found = self.seen.get(timeout=60)
+        self.process.join(60)
+
+
+def tuned(folder, steps):
+    config = TrainConfig(out=str(folder), steps=steps, batch=2, micro_batch=2, rank=4, save_every=100)
+    return train(random_model("tiny-wan-1.3b", layers=2), Pairs(), methods.recipe("sft"), config)
+
+
+def test_a_watcher_never_sees_an_adapter_without_its_files(tmp_path):
+    with Watcher(tmp_path / "run/adapter", "pytorch_lora_weights.safetensors", "SHA256SUMS") as watcher:
+        for steps in (1, 1, 2, 3):  # made, made again, and replaced by that of a longer run
+            tuned(tmp_path / "run", steps)
+    assert not watcher.odd and watcher.found > 0
+
+
+def test_a_watcher_never_sees_an_exported_folder_without_its_file(tmp_path):
+    tuned(tmp_path / "run", 1)
+    for i in range(5):
+        with Watcher(tmp_path / f"out-{i}", "pytorch_lora_weights.safetensors") as watcher:
+            export(tmp_path / "run", "diffusers", tmp_path / f"out-{i}")
+        assert not watcher.odd and watcher.found > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"run", *(f"out-{i}" for i in range(5))}
+
+
+def test_a_folder_that_could_not_be_filled_does_not_appear_and_the_old_one_stays(tmp_path):
+    def full(path):
+        (path / "half").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(Refused, match="No space left on device"):
+        checkpoints.place(tmp_path / "adapter", full)
+    assert not any(tmp_path.iterdir())
+    checkpoints.place(tmp_path / "adapter", lambda path: (path / "a").write_text("a"))
+    with pytest.raises(Refused, match="what was written before is as it was"):
+        checkpoints.place(tmp_path / "adapter", full)
+    assert [path.name for path in tmp_path.rglob("*")] == ["adapter", "a"]
+
+
+def test_what_a_killed_run_left_beside_the_adapter_is_removed(tmp_path):
+    (tmp_path / "run/.growing-abc").mkdir(parents=True)
+    (tmp_path / "run/.growing-abc/pytorch_lora_weights.safetensors").write_bytes(b"half")
+    torch.manual_seed(0)
+    folder = tuned(tmp_path / "run", 1)
+    assert not [path.name for path in folder.iterdir() if path.name.startswith((".growing", ".old"))]
