@@ -1,7 +1,7 @@
 # Two commands are enough: `make paper` and `make test`. Each sets up .venv by itself the first time.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup paper check test long lab docs export clean
+.PHONY: help setup paper check test long attack lab docs export clean
 
 # The first interpreter that is new enough; name another with PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -9,6 +9,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Further words for pip when it installs torch, such as an index of CPU builds.
 TORCH_ARGS ?=
 PROFILE ?= quick
+# Words for the attacks, such as --part 0/4 for a quarter of them or --only kill.
+ATTACK ?=
 BIN := .venv/bin
 # Threads that wait for others sleep; spinning ones make two processes on two cores many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -21,7 +23,7 @@ MOVED := $(shell test ! -f $(READY) || test "$$(cat $(READY))" = "$(CURDIR)" || 
 help:  ## list the targets
 	@echo "make paper is the main job, make test proves that it works here. Targets:"
 	@grep -hE '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
-	@echo "Options: PYTHON=python3.12, PROFILE=quick, TORCH_ARGS='words for pip install torch'"
+	@echo "Options: PYTHON=python3.12, PROFILE=quick, TORCH_ARGS='words for pip install torch', ATTACK='--part 0/4'"
 
 setup: $(READY)  ## create .venv and install everything (the other targets do it when needed)
 
@@ -48,6 +50,9 @@ test: $(READY)  ## every notebook, and every test but the long ones: ten minutes
 
 long: $(READY)  ## the long tests: the shipped models, a killed paper, dozens of killed builders and runs
 	@$(PYTEST) --dist loadgroup -m long
+
+attack: $(READY)  ## kills, damages and bad input by the hundred; stopped, it goes on; the table is in reports/attacks
+	@$(BIN)/python tests/attack $(ATTACK)
 
 lab: $(READY)  ## open JupyterLab, with hooks that keep notebooks clean
 	@$(BIN)/python -m localdpo.dev hooks

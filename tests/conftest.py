@@ -19,19 +19,12 @@ pytest_plugins = ["order"]
 
 @functools.cache
 def _random_model(name, layers):
-    import torch
-
     from localdpo.miniature import models
+    from localdpo.pairs import toys
 
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        size = models.SIZES[name] | (dict(num_layers=layers) if layers else {})
-        with mock.patch.dict(models.SIZES, {name: size}):
-            made = models.backbone(name)
-        with torch.no_grad():
-            for p in made.transformer.parameters():  # the last layer starts at zero, and would hide all others
-                p.add_(0.02 * torch.randn_like(p))
-    return made
+    size = models.SIZES[name] | (dict(num_layers=layers) if layers else {})
+    with mock.patch.dict(models.SIZES, {name: size}):
+        return toys.random_model(name, seed=1)
 
 
 def random_model(name, layers=None):

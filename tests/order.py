@@ -6,7 +6,8 @@ import pytest
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     "By the seconds in their marks `slow` and `long`; the slow ones of a module stay together, for its fixtures."
-    lasts = {item: m.args[0] for item in items for name in ("slow", "long") if (m := item.get_closest_marker(name))}
+    marked = {item: m for item in items for name in ("slow", "long") if (m := item.get_closest_marker(name))}
+    lasts = {item: mark.args[0] if mark.args else 5 for item, mark in marked.items()}
     long = sorted((item for item in items if item.get_closest_marker("long")), key=lambda item: -lasts[item])
     blocks, halves = {}, ([], [])  # of two processes, each begins with a half of all tests
     for item in items:

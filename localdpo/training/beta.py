@@ -14,7 +14,6 @@ from .. import losses
 from ..ground.progress import progress
 from ..losses import ErrorMaps
 from ..media import figures
-from ..pairs.batch import PairBatch
 from .checks import check_pairs
 from .config import TrainConfig
 from .loop import adamw, advance, draws, gradient, policy

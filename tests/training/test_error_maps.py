@@ -10,9 +10,10 @@ from conftest import random_model
 from localdpo import losses
 from localdpo.backbones import adapters
 from localdpo.ground.errors import Refused
-from localdpo.ground.noise import normal, normal_batch
+from localdpo.ground.noise import normal_batch
 from localdpo.miniature import models
 from localdpo.pairs.batch import PairBatch
+from localdpo.pairs.toys import ToyPairs
 from localdpo.training.error_maps import error_maps
 
 NAMES = tuple(models.SIZES)
@@ -33,15 +34,7 @@ def fresh(name, dtype=torch.float32, seed=None):
 
 
 def pairs(*ids):
-    ids = list(ids or ("a", "b"))
-    mask = torch.zeros(len(ids), 3, 8, 8, dtype=torch.bool)
-    mask[:, :, 2:6, 1:5] = True
-    winner, other, text = (
-        torch.stack([normal(shape, seed=7, id=i, purpose=what) for i in ids])
-        for shape, what in (((16, 3, 8, 8), "winner"), ((16, 3, 8, 8), "other"), ((36, 64), "text"))
-    )
-    loser = torch.where(mask[:, None], other, winner)
-    return PairBatch(ids, winner, loser, mask, torch.full((len(ids),), 0.85), text)
+    return ToyPairs(shape=(16, 3, 8, 8), square=((2, 6), (1, 5))).named(ids or ("a", "b"))
 
 
 def fingerprint(model):

@@ -20,9 +20,8 @@ from conftest import random_model
 from localdpo import losses, methods
 from localdpo.backbones import adapters
 from localdpo.ground.errors import Failed, Refused
-from localdpo.ground.noise import normal
 from localdpo.miniature import models
-from localdpo.pairs.batch import PairBatch
+from localdpo.pairs.toys import ToyPairs
 from localdpo.sampling.videos import find_adapter
 from localdpo.training import alarms, checkpoints, loop
 from localdpo.training.config import TrainConfig
@@ -38,27 +37,17 @@ def fresh(name="tiny-wan-1.3b", dtype=torch.float32):
     return model
 
 
-class Pairs:
+class Pairs(ToyPairs):
     "Ten pairs in memory; `end` is called with the number of batches that were read."
 
-    shape = (16, 2, 4, 4)
-
     def __init__(self, end=lambda read: None, count=10):
-        self.end, self.count, self.read = end, count, 0
-
-    def __len__(self):
-        return self.count
+        super().__init__(count, (16, 2, 4, 4), ((1, 3), (1, 3)))
+        self.end, self.read = end, 0
 
     def batch(self, indices):
         self.end(self.read)
         self.read += 1
-        ids = [f"clip {i}" for i in indices]
-        winner, other = (torch.stack([normal(self.shape, seed=7, id=i, purpose=w) for i in ids]) for w in "wl")
-        text = torch.stack([normal((36, 64), seed=7, id=i, purpose="text") for i in ids])
-        mask = torch.zeros(len(ids), *self.shape[1:], dtype=torch.bool)
-        mask[:, :, 1:3, 1:3] = True
-        loser = torch.where(mask[:, None], other, winner)
-        return PairBatch(ids, winner, loser, mask, torch.full((len(ids),), 0.85), text)
+        return super().batch(indices)
 
 
 def final(folder):
@@ -124,7 +113,7 @@ def test_the_model_is_as_it_was_and_the_adapter_moves_it(tmp_path, whole):
     assert final(run(tmp_path / "again", model)) == final(whole)
     assert weights_hash(model) == before and set(model.transformer.state_dict()) == names
     adapters.load(model, whole / "adapter")
-    x, t, text = torch.ones(1, *Pairs.shape), torch.tensor([500.0]), torch.zeros(1, 36, 64)
+    x, t, text = torch.ones(1, *Pairs().shape), torch.tensor([500.0]), torch.zeros(1, 36, 64)
     with torch.no_grad():
         moved = model.predict(x, t, text)
         with model.reference():
