@@ -7,6 +7,7 @@ __all__ = ['WORDS', 'parser', 'main']
 
 # %% ../../nbs/95_cli/01_main.ipynb #a5c6af2f
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -48,7 +49,12 @@ def main(words=None):
     words = sys.argv[1:] if words is None else words
     args = parser(next((word for word in words if word in WORDS), None)).parse_args(words)
     try:
-        return import_module(f"localdpo.cli.{args.word}").main(args)
+        status = import_module(f"localdpo.cli.{args.word}").main(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who reads our words, such as `head`, has enough of them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Refused as refusal:
         print(f"localdpo: {refusal}", file=sys.stderr)
         return 2

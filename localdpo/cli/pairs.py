@@ -10,6 +10,7 @@ import json
 
 import numpy as np
 
+from ..backbones.captions import LONG_CAPTIONS
 from ..clips.captions import CAPTION, FILE
 from ..clips.sources import from_folder, from_world
 from ..ground import words
@@ -49,6 +50,8 @@ def add_arguments(parser):
         "--seed", type=int, default=0, metavar="N", help="another seed draws other masks, noise and levels"
     )
     how.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="format of what is stored")
+    how.add_argument("--long-captions", default="cut", choices=LONG_CAPTIONS,
+                     help="what to do with captions of more tokens than the model reads (default: cut)")  # fmt: skip
     how.add_argument("--block", type=int, default=8, metavar="N", help="clips in a batch and a file (default: 8)")
     work = build.add_argument_group("work")
     work.add_argument("--worker", default="0/1", metavar="I/N", help="make every N-th block from I on (default: 0/1)")
@@ -101,7 +104,7 @@ def _build(args):
     clips, worker = _clips(args), words.worker(args.worker)
     config = PairConfig(
         words.size(args.size), args.steps, args.cfg_scale, tuple(args.alpha), args.alpha_step,
-        args.seed, args.dtype, args.block, _mask_settings(args.mask),
+        args.seed, args.dtype, args.block, _mask_settings(args.mask), args.long_captions,
     )  # fmt: skip
     from localdpo import backbones, masks
 
@@ -114,8 +117,15 @@ def _build(args):
             f"{args.store}: {words.counted(len(store), 'pair')}, {words.counted(len(store.bad), 'bad clip')}"
             + " (see bad_clips.csv)" * bool(store.bad)
         )
+        _say_cut(store)
         if not len(store):
             raise Failed(f"{args.store}: no clip could be used; bad_clips.csv says why")
+
+
+def _say_cut(store):
+    if cut := sum("caption" in store.entry(i)["facts"] for i in range(len(store))):
+        length = store.settings["identity"]["text_length"]
+        print(f"captions    {words.counted(cut, 'caption')} cut to the {length} tokens that the model reads")
 
 
 def _verify(args):
@@ -135,6 +145,7 @@ def _show(args):
         if values and None not in values:
             print(f"{name:<12}{min(values):.3f} to {max(values):.3f}, mean {np.mean(values):.3f}")
     print(f"prompts     {len({entry['prompt'] for entry in entries})} different")
+    _say_cut(store)
     for why in sorted({fault.why for fault in store.bad}):
         names = [fault.name for fault in store.bad if fault.why == why]
         print(f"bad         {len(names)} {why}: {', '.join(names[:3])}{' ...' * (len(names) > 3)}")

@@ -19,13 +19,14 @@ from ..media import video
 
 # %% ../../nbs/10_clips/04_sources.ipynb #3d6a413d
 class Clip(NamedTuple):
-    "`read(frames, height, width)` gives bytes `[T,H,W,3]`; `bytes` is the size of its file."
+    "`read(frames, height, width)` gives bytes `[T,H,W,3]`; `bytes` is the size of its `file`, if it has one."
 
     id: str
     prompt: str
     read: Callable | None
     bytes: int = 0
     fault: str | None = None
+    file: Path | None = None
 
 
 def from_world(name="curated", count=64, split="train", seed=0, long=False):
@@ -100,7 +101,9 @@ def from_folder(folder, captions, file_column=None, caption_column=None):
             continue
         named.add(id)
         fault = caption_fault(text := row.get(caption_column))
-        clips.append(Clip(id, "" if fault else text.strip(), _reader(files[id]), files[id].stat().st_size, fault))
+        clips.append(
+            Clip(id, "" if fault else text.strip(), _reader(files[id]), files[id].stat().st_size, fault, files[id])
+        )
     clips += [Clip(id, "", None, fault="has no caption") for id in files if id not in named]
     return clips
 

@@ -7,16 +7,20 @@ __all__ = ['PairConfig', 'draw_alpha', 'make_block', 'build']
 
 # %% ../../nbs/30_pairs/04_builder.ipynb #ae65d2e8
 import csv
+import gc
 import hashlib
 import io
 import json
 import math
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..backbones.captions import LONG_CAPTIONS, read_caption
 from ..backbones.identity import identity
-from ..ground.errors import Refused
+from ..ground.errors import Refused, Starved, lacking
 from ..ground.noise import generator
+from ..ground.seals import file_sum, unsealed
 from . import store as pairs
 
 # %% ../../nbs/30_pairs/04_builder.ipynb #b6dbb029
@@ -33,6 +37,7 @@ class PairConfig:
     dtype: str = "float32"
     block: int = 8
     mask: dict = field(default_factory=dict)  # settings of localdpo.masks.MaskConfig
+    long_captions: str = "cut"  # or refuse: what has more tokens than the model reads
 
     def __post_init__(self):
         for name, why, then in _config_faults(self):
@@ -57,6 +62,8 @@ def _config_faults(config):
         yield "alpha_step", "is not a width of a grid", "use 0.05, as the paper's code does, or leave it out"
     if config.dtype not in ("float32", "bfloat16"):
         yield "dtype", "is not a format of the store", "use float32 or bfloat16"
+    if config.long_captions not in LONG_CAPTIONS:
+        yield "long_captions", "is not a choice", f"use {' or '.join(LONG_CAPTIONS)}"
     if not 1 <= config.block <= 4096:
         yield "block", "is not a number of clips in a block", "use 1 to 4096; 8 is the default"
 
@@ -69,6 +76,26 @@ def draw_alpha(id, config):
     levels = int(round((high - low) / config.alpha_step, 9))  # 0.2 / 0.05 is a little less than 4
     return round(low + config.alpha_step * int(rng.integers(levels, endpoint=True)), 6)
 
+# %% ../../nbs/30_pairs/04_builder.ipynb #e45073b7
+def _read(clip, size, pauses=(0, 1, 5)):
+    "The frames of a clip. Want of memory, threads or file handles may pass, and is never held against the clip."
+    for pause in (*pauses, None):
+        try:
+            return clip.read(*size)
+        except Exception as error:
+            want = lacking(error)
+            if isinstance(error, Refused) and not isinstance(error, Starved):
+                raise
+            if not want and not isinstance(error, Starved):
+                why = f"cannot be read ({type(error).__name__})"
+                raise Refused(clip.id, why, "mend it, or leave it out") from error
+            if pause is None:
+                why = error.why if isinstance(error, Starved) else f"could not be read for want of {want}"
+                then = "free some, or do less at once, and give the same command again: it goes on from here"
+                raise Starved(clip.id, why, then) from error
+        gc.collect()
+        time.sleep(pause)
+
 # %% ../../nbs/30_pairs/04_builder.ipynb #67172b8c
 def _prepare(backbone, clip, config):
     "Winner, latent mask and facts of a clip."
@@ -78,26 +105,22 @@ def _prepare(backbone, clip, config):
 
     if clip.fault:
         raise Refused(clip.id, clip.fault, "mend it, or leave it out")
-    try:
-        frames = clip.read(*config.size)
-    except (Refused, MemoryError):
-        raise
-    except Exception as error:
-        raise Refused(clip.id, f"cannot be read ({type(error).__name__})", "mend it, or leave it out") from error
+    frames = _read(clip, config.size)
     if tuple(frames.shape) != (*config.size, 3):
         raise Refused(clip.id, f"was read as {list(frames.shape)}", "mend its reader")
-    list(backbone.tokens([clip.prompt]))  # refuses what does not fit
+    caption = read_caption(backbone, clip.prompt, config.long_captions)
     drawn = masks.draw_mask(*config.size, seed=config.seed, id=clip.id, **config.mask)
     mask = torch.from_numpy(masks.to_latent(drawn.mask, backbone.temporal, backbone.spatial))
     facts = dict(area=round(float(mask.float().mean()), 6), shapes=int(drawn.shapes), moving=bool(drawn.moving))
+    facts |= dict(caption=clip.prompt, caption_tokens=caption.tokens) if caption.cut else {}
     winner = backbone.encode(torch.from_numpy(frames))[0].to(getattr(torch, config.dtype))
     if not winner.isfinite().all():
         raise Refused(clip.id, "has latents that are not finite", "look at the clip, or load the model in float32")
-    return winner, mask, facts
+    return caption.text, winner, mask, facts
 
 
 def make_block(backbone, clips, config):
-    "The pairs of `clips`, made as one batch, and (id, why) of those that could not be used."
+    "The pairs of `clips`, made as one batch, and a `Fault` for each of those that could not be used."
     import torch
 
     from localdpo.corruption import corrupt
@@ -106,26 +129,28 @@ def make_block(backbone, clips, config):
     for clip in clips:
         try:
             good.append((clip, *_prepare(backbone, clip, config)))
+        except Starved:  # which says nothing about the clip
+            raise
         except Refused as refusal:
-            bad.append((clip.id, refusal.why))
+            bad.append(pairs.Fault(clip.id, refusal.why, refusal.then))
     if not good:
         return [], bad
-    kept, winners, masks, facts = zip(*good, strict=True)
+    kept, texts, winners, masks, facts = zip(*good, strict=True)
     winners, masks = torch.stack(winners), torch.stack(masks).to(backbone.device)
-    prompts = list(dict.fromkeys(clip.prompt for clip in kept))
+    prompts = list(dict.fromkeys(texts))
     features = backbone.embed(prompts)
-    text = features[[prompts.index(clip.prompt) for clip in kept]]
+    text = features[[prompts.index(prompt) for prompt in texts]]
     alphas, ids = [draw_alpha(clip.id, config) for clip in kept], [clip.id for clip in kept]
     losers = corrupt(
         backbone, winners.float(), text, masks, alphas, config.steps, config.cfg_scale, seed=config.seed, ids=ids
     ).to(winners.dtype)
     text = text.to(winners.dtype) if config.dtype == "bfloat16" else text
     made = [
-        pairs.Pair(clip.id, clip.prompt, alpha, config.seed, *parts)
-        for clip, alpha, *parts in zip(kept, alphas, winners, losers, masks, text, facts, strict=True)
+        pairs.Pair(clip.id, prompt, alpha, config.seed, *parts)
+        for clip, prompt, alpha, *parts in zip(kept, texts, alphas, winners, losers, masks, text, facts, strict=True)
     ]
     faults = {pair.id: pairs.pair_faults(pair, dict(masked=True)) for pair in made}
-    bad += [(id, why[0]) for id, why in faults.items() if why]
+    bad += [pairs.Fault(id, why[0], "look at the clip, or leave it out") for id, why in faults.items() if why]
     return [pair for pair in made if not faults[pair.id]], bad
 
 # %% ../../nbs/30_pairs/04_builder.ipynb #6ebcef54
@@ -144,7 +169,36 @@ def _inputs(clips, settings):
     known = [settings, *([clip.id, clip.prompt, clip.bytes, clip.fault] for clip in clips)]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
+# %% ../../nbs/30_pairs/04_builder.ipynb #9d05067f
+def _outdated(store, number, clips, config, renew):
+    "Whether the clips of a block have other content now, or, with `renew`, whether one that could not be read now can."
+    facts = pairs.block_names(store, number)[0]
+    block, made = unsealed(facts), facts.stat().st_mtime_ns
+    late = [clip for clip in clips if clip.file and max(_times(clip.file)) > made]
+    other = [clip.id for clip in late if block.get("files", {}).get(clip.id) not in (None, file_sum(clip.file))]
+    if other and not renew:
+        what = f"{other[0]} in {store}"
+        raise Refused(what, "has other content than when its pair was made", "make it anew with renew (--renew)")
+    return bool(other) or (renew and any(_readable(clip, config) for clip in clips if _unread(clip.id, block)))
 
+
+def _times(file):
+    facts = file.stat()
+    return facts.st_mtime_ns, facts.st_ctime_ns  # a copy may keep the first, and never the second
+
+
+def _unread(id, block):
+    why = next((bad["why"] for bad in block["bad"] if bad["id"] == id), "")
+    return any(words in why for words in ("damaged", "cannot be read", "for want of"))
+
+
+def _readable(clip, config):
+    try:
+        return clip.fault is None and _read(clip, config.size) is not None
+    except Refused:
+        return False
+
+# %% ../../nbs/30_pairs/04_builder.ipynb #65eb86e8
 def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
     "Make the pairs of `clips` in the folder `store`, or go on, as worker `(i, n)`; returns the store once it is complete."
     from localdpo.ground.progress import progress
@@ -166,14 +220,16 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
     inputs = [_inputs(block, settings) for block in blocks]
     pairs.start(store, settings | dict(clips=len(clips), blocks=inputs), renew)
     for number in progress(range(i, len(blocks), n), f"pairs, worker {i} of {n}", unit="block"):
-        if not pairs.intact(store, number, inputs[number]):
-            pairs.write_block(store, number, *make_block(backbone, blocks[number], config), inputs[number])
+        if not pairs.intact(store, number, inputs[number]) or _outdated(store, number, blocks[number], config, renew):
+            files = {clip.id: file_sum(clip.file) for clip in blocks[number] if clip.file}
+            made = make_block(backbone, blocks[number], config)
+            pairs.write_block(store, number, *made, inputs[number], files)
     return _finish(Path(store), len(blocks))
 
 # %% ../../nbs/30_pairs/04_builder.ipynb #4aed019f
 def _finish(path, blocks):
     for file in path.glob("block-[0-9]*"):  # of a longer list, before it was renewed
-        if int(file.stem[6:]) >= blocks:
+        if int(file.stem[6:]) >= blocks and not file.is_dir():
             file.unlink(missing_ok=True)
     try:
         store = pairs.PairStore(path)
@@ -181,7 +237,7 @@ def _finish(path, blocks):
         return None
     if store.missing:
         return None
-    csv.writer(table := io.StringIO(), lineterminator="\n").writerows([("clip", "why"), *store.bad])
+    csv.writer(table := io.StringIO(), lineterminator="\n").writerows([("clip", "why", "what to do"), *store.bad])
     pairs.write(path / "bad_clips.csv", table.getvalue().encode())
     for leftover in (*path.glob(".block-*"), *path.glob(".store-*")):  # of workers that were killed
         leftover.unlink(missing_ok=True)

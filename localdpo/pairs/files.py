@@ -46,6 +46,8 @@ def there(path):
 # %% ../../nbs/30_pairs/05_files.ipynb #56eda851
 def write(path, data):
     "Write a file of a store, next to whoever else may be writing it."
+    if path.is_dir():
+        raise Refused(path, "is a folder where a file should be", "move it away, and give the same command again")
     for attempt in range(5):
         try:
             for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
@@ -64,8 +66,8 @@ def block_names(folder, number):
     return Path(folder) / f"block-{number:05}.json", Path(folder) / f"block-{number:05}.safetensors"
 
 
-def write_block(folder, number, pairs, bad=(), inputs=None):
-    "Write block `number` of a store: tensors first, and the json when they are safe."
+def write_block(folder, number, pairs, bad=(), inputs=None, files=None):
+    "Write block `number` of a store, made from `files` (clip -> sum): tensors first, and the json when they are safe."
     import torch
     from safetensors.torch import save
 
@@ -84,8 +86,9 @@ def write_block(folder, number, pairs, bad=(), inputs=None):
     facts, tensors = block_names(folder, number)
     write(tensors, data)
     file = dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    bad = [dict(id=id, why=why) for id, why in bad]
-    write(facts, sealed(dict(inputs=inputs, file=file, bad=bad, entries=entries)).encode())
+    bad = [fault._asdict() for fault in bad]
+    block = dict(inputs=inputs, files=files or {}, file=file, bad=bad, entries=entries)
+    write(facts, sealed(block).encode())
 
 
 def intact(folder, number, inputs=None):
@@ -122,10 +125,11 @@ def stale(block, number, settings):
 
 # %% ../../nbs/30_pairs/05_files.ipynb #86a84d38
 class Fault(NamedTuple):
-    "Something wrong in a store: the name of the pair or file, and what it is."
+    "Something wrong in a store: the name of the pair or file, what it is, and perhaps what to do."
 
     name: str
     why: str
+    then: str = ""
 
     def __str__(self):
         return f"{self.name}: {self.why}"

@@ -34,8 +34,7 @@ from .files import intact as intact
 def start(path, settings, renew=False):
     "Begin the store at `path`, or go on with one of the same settings."
     file, settings = Path(path) / "store.json", json.loads(json.dumps(dict(format=1, **settings)))
-    if file.exists() and not renew:
-        begun = unsealed(file)
+    if file.exists() and not renew and (begun := _begun(file, settings)):
         if other := _begun_otherwise(begun, settings):
             then = "choose another folder, or bring this one up to date with renew (--renew): "
             raise Refused(
@@ -45,6 +44,25 @@ def start(path, settings, renew=False):
             )
         return
     write(file, sealed(settings).encode())
+
+
+def _begun(file, settings):
+    "What a store was begun with; None if its file is damaged, and every block says that it was begun with `settings`."
+    try:
+        return unsealed(file)
+    except Refused as refusal:
+        blocks = [int(path.stem[6:]) for path in file.parent.glob("block-[0-9]*.json")]
+        if not blocks or file.is_dir() or any(stale(_block(file.parent, i), i, settings) for i in blocks):
+            raise
+        print(f"{refusal.what} {refusal.why}; it is written anew, since all blocks were made with these settings")
+        return None
+
+
+def _block(folder, number):
+    try:
+        return unsealed(block_names(folder, number)[0])
+    except Refused:
+        return dict(inputs=None)
 
 
 def _begun_otherwise(begun, settings):
@@ -94,7 +112,7 @@ class PairStore:
     @property
     def bad(self):
         "Clips that could not be used, each a `Fault`."
-        return [Fault(clip["id"], clip["why"]) for block in self.blocks.values() for clip in block["bad"]]
+        return [Fault(**clip) for block in self.blocks.values() for clip in block["bad"]]
 
     def entry(self, i):
         "What the store says about pair `i`, without its tensors."
@@ -162,7 +180,8 @@ class PairStore:
         if size and list(size) != self.settings.get("size"):
             raise Refused(self.path, f"holds clips of size {self.settings.get('size')}, not {list(size)}", then)
         if captions is not None:
-            prompts = {entry["id"]: entry["prompt"] for entry in map(self.entry, range(len(self)))}
-            if other := sorted(id for id, prompt in prompts.items() if captions.get(id) != prompt):
+            prompts = {entry["id"]: entry for entry in map(self.entry, range(len(self)))}
+            whole = {id: entry["facts"].get("caption", entry["prompt"]) for id, entry in prompts.items()}
+            if other := sorted(id for id, text in whole.items() if captions.get(id) != text):
                 what = f"{counted(len(other), 'pair')} in {self.path}, {other[0]} first"
                 raise Refused(what, "have another caption now", then)

@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import unicodedata
 from pathlib import Path
@@ -17,7 +19,7 @@ from conftest import random_model
 from localdpo.cli import main as cli
 from localdpo.clips.captions import caption_fault
 from localdpo.clips.sources import Clip, fitted, from_folder, from_world
-from localdpo.ground.errors import Refused
+from localdpo.ground.errors import Refused, Starved
 from localdpo.ground.seals import changes
 from localdpo.media import sheets, video
 from localdpo.miniature import models
@@ -567,7 +569,7 @@ def test_a_reader_that_breaks_or_a_model_that_gives_nan_costs_one_clip(backbone,
 
     odd = clips[0]._replace(id="odd", read=breaks)
     twice = clips[1]._replace(read=breaks)
-    assert build(backbone, [*clips[:2], odd, twice], tmp_path, CONFIG).bad == [
+    assert [fault[:2] for fault in build(backbone, [*clips[:2], odd, twice], tmp_path, CONFIG).bad] == [
         ("curated-train-0-1 (again, place 2)", "has the id of another clip"),
         ("odd", "cannot be read (ZeroDivisionError)"),
     ]
@@ -729,3 +731,129 @@ def test_words_that_make_no_sense_are_refused_before_a_model_is_loaded(tmp_path,
 
 def test_clips_of_the_world_and_clips_of_files_are_the_same_kind_of_thing():
     assert isinstance(from_world(count=1)[0], Clip) and from_world("raw", 1)[0].read(9, 32, 32).shape == (9, 32, 32, 3)
+
+
+# -- clips that change, and machines that lack something ----------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path):
+    "Two clips of the same size in bytes, with their captions."
+    for name, seed in (("a.mp4", 1), ("b.mp4", 2)):
+        video.write(tmp_path / "clips" / name, sheets.demo_clip(seed, 9, 32, 32), 8)
+    files = [tmp_path / "clips" / name for name in ("a.mp4", "b.mp4")]
+    size = max(file.stat().st_size for file in files) + 16
+    for file in files:  # an mp4 may end in a box of nothing
+        room = size - file.stat().st_size
+        file.write_bytes(file.read_bytes() + room.to_bytes(4, "big") + b"free" + bytes(room - 8))
+    rows = [json.dumps(dict(file=file.name, caption=PROMPT)) for file in files]
+    (tmp_path / "c.jsonl").write_text("\n".join(rows))
+    return tmp_path
+
+
+def found(folder):
+    return from_folder(folder / "clips", folder / "c.jsonl")
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+def test_a_clip_that_was_replaced_by_one_of_the_same_size_is_noticed(backbone, two, keep_time):
+    before = build(backbone, found(two), two / "store", CONFIG)[0].winner
+    old = (two / "clips" / "a.mp4").stat()
+    (two / "clips" / "a.mp4").write_bytes((two / "clips" / "b.mp4").read_bytes())
+    assert (two / "clips" / "a.mp4").stat().st_size == old.st_size
+    if keep_time:
+        os.utime(two / "clips" / "a.mp4", ns=(old.st_atime_ns, old.st_mtime_ns))
+    with pytest.raises(Refused, match="a.mp4 in .*: has other content than when its pair was made"):
+        build(backbone, found(two), two / "store", CONFIG)
+    store = build(backbone, found(two), two / "store", CONFIG, renew=True)
+    assert not torch.equal(store[0].winner, before) and torch.equal(store[0].winner, store[1].winner)
+
+
+def test_a_clip_that_was_only_touched_costs_no_pair(backbone, two, monkeypatch):
+    from localdpo.pairs import builder
+
+    build(backbone, found(two), two / "store", CONFIG)
+    os.utime(two / "clips" / "a.mp4")
+    monkeypatch.setattr(builder, "make_block", lambda *_: pytest.fail("a block was made again"))
+    build(backbone, found(two), two / "store", CONFIG)
+
+
+def test_a_machine_that_lacks_something_stops_and_holds_nothing_against_a_clip(backbone, clips, tmp_path, monkeypatch):
+    from localdpo.pairs import builder
+
+    monkeypatch.setattr(builder.time, "sleep", lambda seconds: None)
+    tries = []
+
+    def poor(*size):
+        tries.append(size)
+        raise OSError(24, "Too many open files")
+
+    starved = clips[0]._replace(read=poor)
+    with pytest.raises(Starved, match="for want of file handles\n.*same command again"):
+        build(backbone, [starved, clips[1]], tmp_path, CONFIG)
+    assert len(tries) == 4 and not list(tmp_path.glob("block-*"))
+    assert build(backbone, clips[:2], tmp_path, CONFIG).bad == []
+
+
+def test_want_that_passes_costs_nothing(backbone, clips, whole, tmp_path, monkeypatch):
+    from localdpo.pairs import builder
+
+    monkeypatch.setattr(builder.time, "sleep", lambda seconds: None)
+    once = iter([MemoryError()])
+
+    def read(*size):
+        for error in once:
+            raise error
+        return clips[0].read(*size)
+
+    build(backbone, [clips[0]._replace(read=read), *clips[1:]], tmp_path / "store", CONFIG)
+    assert contents(tmp_path / "store") == contents(whole)
+
+
+def test_renewing_tries_again_what_could_not_be_read(backbone, two):
+    whole = (two / "clips" / "a.mp4").read_bytes()
+    (two / "clips" / "a.mp4").write_bytes(b"\0" * len(whole))
+    store = build(backbone, found(two), two / "store", CONFIG)
+    assert [fault.name for fault in store.bad] == ["a.mp4"] and store.bad[0].then
+    assert (two / "store" / "bad_clips.csv").read_text().startswith("clip,why,what to do\n")
+    (two / "clips" / "a.mp4").write_bytes(whole)
+    assert build(backbone, found(two), two / "store", CONFIG, renew=True).ids == ["a.mp4", "b.mp4"]
+
+
+def test_long_captions_are_cut_and_counted_or_refused(backbone, clips, tmp_path, capsys):
+    long = clips[0]._replace(prompt=" ".join([PROMPT] * 9))
+    store = build(backbone, [long, clips[1]], tmp_path / "cut", CONFIG)
+    (i,) = [i for i, id in enumerate(store.ids) if id == long.id]
+    assert long.prompt.startswith(store[i].prompt) and len(store[i].prompt) < len(long.prompt)
+    assert store[i].facts["caption"] == long.prompt and store.settings["long_captions"] == "cut"
+    store.check(backbone, captions={clip.id: clip.prompt for clip in (long, clips[1])})
+    assert not cli.main(["pairs", "show", str(tmp_path / "cut")]) and "1 caption cut to the" in capsys.readouterr().out
+    refused = build(backbone, [long, clips[1]], tmp_path / "no", dataclasses.replace(CONFIG, long_captions="refuse"))
+    assert refused.ids == [clips[1].id] and "tokens" in refused.bad[0].why
+
+
+# -- damage that the same command heals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"seal": 1}'])
+def test_a_damaged_store_json_is_written_anew_if_all_blocks_agree(backbone, clips, store, whole, capsys, damage):
+    (store / "store.json").write_bytes(damage)
+    with pytest.raises(Refused, match="store.json: is damaged"):
+        build(backbone, clips, store, dataclasses.replace(CONFIG, seed=1))
+    build(backbone, clips, store, CONFIG)
+    assert contents(store) == contents(whole) and "is written anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["store.json", "block-00001.json", "block-00001.safetensors", "bad_clips.csv"])
+def test_a_folder_in_the_place_of_a_file_is_named(backbone, clips, store, name):
+    (store / name).unlink()
+    (store / name).mkdir()
+    with pytest.raises(Refused) as refusal:
+        build(backbone, clips, store, CONFIG)
+    assert name in refusal.value.what and refusal.value.then
+
+
+def test_a_reader_of_the_output_that_has_enough_is_no_error(store):
+    command = f"{sys.executable} -m localdpo.cli pairs show {store} | head -c 1; echo ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.split()[-1][-1] == "0" and "Traceback" not in run.stderr and "Broken" not in run.stderr
