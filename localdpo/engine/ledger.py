@@ -70,7 +70,7 @@ def _fault(path, state, quick=False):
     if not os.path.lexists(path):
         return "is missing"
     if not path.is_file():
-        return "is no file any more"
+        return "is gone"
     facts = path.stat()
     if facts.st_size != state["bytes"]:
         return f"has {facts.st_size} of {state['bytes']} bytes" if facts.st_size < state["bytes"] else "has grown"

@@ -113,13 +113,13 @@ def _flush(path):
 
 # %% ../../nbs/90_ground/02_paths.ipynb #c6814c26
 def write_text(path, text):
-    "Write `text` to `path`, whole or not at all."
+    "Write `text` to `path`; a crash leaves the old file or the new one."
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path, value):
-    "Write `value` as JSON to `path`, whole or not at all; NaN is refused, since JSON has none."
+    "Write `value` as JSON to `path` in the same way; NaN is refused, since JSON cannot hold it."
     try:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -80,7 +80,7 @@ NO_DATE = {
 
 
 def save(figure, path):
-    "Write `figure` to `path` (png, svg or pdf), whole or not at all; the same picture gives the same bytes."
+    "Write `figure` to `path` (png, svg or pdf) once it is complete; the same picture gives the same bytes."
     kind = str(path).rpartition(".")[2]
     if kind not in NO_DATE:
         raise Refused(path, f"figures are not written as .{kind}", "use .png, .svg or .pdf")

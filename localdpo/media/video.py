@@ -102,7 +102,7 @@ def _encode(path, frames, fps, codec, layout, options):
 
 # %% ../../nbs/91_media/01_video.ipynb #4a73bad3
 def write(path, frames, fps, crf=23):
-    "An mp4 for looking at: the same bytes for the same frames, whole or not at all; `crf` from 0 (finest) to 51 (smallest)."
+    "An mp4 for looking at: the same bytes for the same frames, in place once it is complete; `crf` from 0 (finest) to 51 (smallest)."
     if not isinstance(crf, Real) or not 0 <= crf <= 51:
         raise Refused(path, f"was given crf={crf!r}", "choose a number from 0 (finest) to 51 (smallest); 23 is usual")
     # at some small sizes x264's macroblock tree reads memory it never wrote, and the bytes differ from run to run

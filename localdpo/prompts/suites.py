@@ -131,7 +131,7 @@ def as_prompts(entries, form="short"):
 
 # %% ../../nbs/15_prompts/01_suites.ipynb #a7d8faae
 def save(entries, path):
-    "Write `entries` to a .jsonl, one a line, whole or not at all."
+    "Write `entries` to a .jsonl, one a line, in place once it is complete."
     entries = list(entries)
     as_prompts(entries)  # refuses ids that are there twice
     write(path, [entry._asdict() for entry in entries])

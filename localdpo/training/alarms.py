@@ -64,7 +64,7 @@ class Watch:
                 )
 
     def _calmer(self):
-        "What to do against a loss that pulls too hard; sigmoids whose logits are large cannot be told to let go."
+        "What to do against a loss that pulls too hard; sigmoids whose logits are large do not let go."
         largest = max(value for past in self.recent for name, value in past.items() if name.startswith("logit_max"))
         if largest < LARGE:
             return "lower beta or the learning rate"

@@ -108,7 +108,7 @@ def _check(setting, value):
     if kind is str and name == "out":
         value, kind = str(value), str  # a Path is as good
     if type(value) is not kind:
-        raise Refused(what, f"is not a {kind.__name__}", f"pass one; {setting.metadata['help']}")
+        raise Refused(what, f"is not of type {kind.__name__}", f"pass one; {setting.metadata['help']}")
     if choices and value not in choices:
         raise Refused(what, "is not known", f"choose from {', '.join(choices)}")
     if kind in (int, float) and not (value > 0 if name in POSITIVE else name == "seed" or value >= 0):
