@@ -78,7 +78,7 @@ def _keep(out, data):
 def export(source, form, out, model=None, alpha=None):
     "Write the adapter of a run, folder or file for the program `form`; returns the report of its keys."
     from localdpo.backbones import adapters
-    from localdpo.sampling.videos import find_adapter
+    from localdpo.training.runs import find_adapter
 
     source, out = find_adapter(source), Path(out)
     if out.is_file() and form == "diffusers" and out.suffix != ".safetensors":

@@ -44,6 +44,8 @@ def add_arguments(parser):
     how.add_argument(
         "--lossless", action="store_true", help="keep the very pixels; larger files, which few players show"
     )
+    how.add_argument("--long-captions", choices=("refuse", "cut"), default="refuse",
+                     help="prompts that are longer than the model reads: refuse them, or cut their end (default: refuse)")  # fmt: skip
     work = parser.add_argument_group("work")
     work.add_argument("--batch", type=int, default=1, metavar="N",
                       help="videos made at a time; another number changes last bits (default: 1)")  # fmt: skip
@@ -57,15 +59,17 @@ def main(args):
         raise Refused("the prompts", "are not named, or twice", 'give either a file, or --prompt "..."')
     worker, size = words.worker(args.worker), words.size(args.size)
     from localdpo.sampling import videos
+    from localdpo.training.runs import find_adapter
 
     prompts = videos.read_prompts(args.prompts) if args.prompts else videos.as_prompts(args.prompt)
-    adapter = videos.find_adapter(args.adapter) if args.adapter else None
+    adapter = find_adapter(args.adapter) if args.adapter else None
     from localdpo import backbones
 
     manifest = videos.sample(
         backbones.load(args.model, args.device), prompts, args.out, adapter,
         seeds=args.seeds, seed=args.seed, steps=args.steps, cfg_scale=args.cfg_scale, size=size, fps=args.fps,
         batch=args.batch, lossless=args.lossless, alpha=args.adapter_alpha, worker=worker,
+        long_captions=args.long_captions,
     )  # fmt: skip
     if manifest is None:
         print(f"{args.out}: this worker is done, others are not")

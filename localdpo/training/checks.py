@@ -90,7 +90,7 @@ def check(backbone, pairs, recipe, config, world, folder):
         raise Refused(f"batch {config.batch}", why, f"use a multiple of {config.micro_batch * world}")
     check_pairs(pairs, recipe, config, world)
     strange = [file.name for file in folder.glob("[!.]*")] if folder.is_dir() else []
-    if strange and not (folder / "run.json").exists():
+    if strange and not any((folder / name).exists() for name in ("run.json", "checkpoints")):  # each tells whose it is
         raise Refused(
             folder, f"is not a folder of a run: it holds {strange[0]}", "choose an empty folder, or a new one"
         )

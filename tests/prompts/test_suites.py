@@ -14,7 +14,7 @@ from localdpo.clips import world
 from localdpo.ground.errors import Failed, Refused
 from localdpo.prompts import expansion, suites
 from localdpo.prompts.suites import Entry, as_prompts, expand, read, save, suite
-from localdpo.sampling import videos
+from localdpo.sampling import records, videos
 
 KINDS = ("quality", "motion")
 
@@ -148,7 +148,7 @@ def test_vbench_gives_the_papers_number_of_prompts(vbench):
 def test_prompts_that_differ_in_a_capital_letter_stay_two_with_files_of_their_own(vbench):
     twins = [entry for entry in suite("vbench", vbench()) if "fantasy" in entry.prompt]
     assert [entry.prompt for entry in twins] == ["a fantasy landscape", "A fantasy landscape"]
-    names = [job.name.lower() for job in videos._jobs(as_prompts(twins), 0, 1)]
+    names = [job.name.lower() for job in records.jobs_of(as_prompts(twins), 0, 1)]
     assert len(set(names)) == 2
 
 

@@ -20,9 +20,10 @@ from localdpo.cli import main as cli
 from localdpo.clips import pools
 from localdpo.ground.errors import Failed, Refused
 from localdpo.media import video
-from localdpo.sampling import videos
-from localdpo.sampling.videos import as_prompts, find_adapter, read_prompts, sample
+from localdpo.sampling import records, videos
+from localdpo.sampling.videos import as_prompts, read_prompts, sample
 from localdpo.training import checkpoints
+from localdpo.training.runs import find_adapter
 
 TEXTS = [item.prompt() for item in pools.pool("curated", 5, "held out")]
 PROMPTS = [dict(id=f"p{i}", prompt=text) for i, text in enumerate(TEXTS)]
@@ -337,6 +338,41 @@ def test_what_makes_no_video_is_refused_before_anything_is_written(tiny, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+LONG = " ".join([TEXTS[0]] * 5)
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused_or_cut_and_written_down(tiny, tmp_path, made, capsys):
+    prompts = [PROMPTS[0], dict(id="long", prompt=LONG)]
+    with pytest.raises(Refused, match="tokens, tiny-cogvideox-2b reads 36\n.*--long-captions cut"):
+        sample(tiny, prompts, tmp_path / "out", **FEW)
+    manifest = sample(tiny, prompts, tmp_path / "out", long_captions="cut", **FEW)
+    assert "1 of 2 prompts have up to" in capsys.readouterr().out and manifest["long_captions"] == "cut"
+    short, long = manifest["videos"]
+    assert "read" not in short and long["prompt"] == LONG and LONG.startswith(long["read"]) and long["tokens"] > 36
+    made.clear()
+    assert sample(tiny, prompts, tmp_path / "out", long_captions="cut", **FEW) == manifest and not made
+    same = sample(tiny, [dict(id="long", prompt=long["read"])], tmp_path / "short", **FEW)["videos"][0]
+    assert same["sha256"] == long["sha256"]  # the rest of the prompt does nothing
+
+
+@pytest.mark.parametrize("size", [(9, 32000, 32000), (9, 3200000, 3200000)])
+def test_a_size_that_cannot_fit_is_refused_before_memory_is_taken(tiny, tmp_path, size):
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Refused, match=f"1 video of {'x'.join(map(str, size))}: need.* at least .* GiB on cpu"):
+        sample(tiny, PROMPTS[:1], tmp_path / "out", size=size, **FEW)
+    assert not (tmp_path / "out").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+@pytest.mark.parametrize("name", ["videos/p0_seed0.mp4", "records/p0_seed0.json"])
+def test_a_folder_in_a_files_place_is_named(tiny, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(Refused, match=f"{name}: is a folder where a file belongs\n.*move it elsewhere"):
+        sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
+
+
 # -- adapters --------------------------------------------------------------------------------------------------------
 
 
@@ -387,9 +423,31 @@ def test_of_a_run_that_is_not_done_the_newest_whole_checkpoint_is_used(run, tmp_
         assert find_adapter(tmp_path).parent.name == "step-000010"
     assert find_adapter(tmp_path / "checkpoints" / "step-000010").parent.name == "step-000010"
     shutil.copytree(run / "adapter", tmp_path / "adapter")
+    checkpoints.seal(tmp_path / "adapter")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert find_adapter(tmp_path) == tmp_path / "adapter" / adapters.FILE
+
+
+def test_the_checksums_of_a_run_hold_whichever_way_its_adapter_is_named(run, tmp_path):
+    whole = shutil.copytree(run, tmp_path / "run")
+    (whole / "run.json").write_text("{}")
+    checkpoints.seal(whole / "adapter")
+    names = (whole, whole / "adapter", whole / "adapter" / adapters.FILE)
+    assert len({find_adapter(name) for name in names}) == 1
+    sums = (whole / "adapter" / checkpoints.SUMS).read_text()
+    for other in (sums.replace("a", "b"), "", sums.replace("pytorch", "pytorcj")):
+        (whole / "adapter" / checkpoints.SUMS).write_text(other)
+        for name in names:
+            with pytest.raises(Refused, match="adapter: is damaged"):
+                find_adapter(name)
+    (whole / "adapter" / checkpoints.SUMS).unlink()
+    for name in names:
+        with pytest.raises(Refused, match="SHA256SUMS: is missing"):
+            find_adapter(name)
+    (tmp_path / "bare").mkdir()
+    copied = shutil.copy(run / "adapter" / adapters.FILE, tmp_path / "bare")  # nobody promised checksums here
+    assert str(find_adapter(copied)) == copied
 
 
 def test_what_is_no_adapter_is_refused_with_the_reason(tiny, tmp_path):
@@ -513,7 +571,7 @@ def test_one_prompt_is_no_list_of_prompts(bad):
 
 def test_ids_become_names_that_every_disk_takes(tiny, tmp_path):
     ids = ["plain-1.a", "a/b", "a b", "../up", "ü", "x" * 300, "x" * 301, ".hidden", "a:b*?"]
-    jobs = videos._jobs(as_prompts([dict(id=id, prompt="x") for id in ids]), 0, 1)
+    jobs = records.jobs_of(as_prompts([dict(id=id, prompt="x") for id in ids]), 0, 1)
     names = [job.name for job in jobs]
     assert names[0] == "plain-1.a_seed0" and len({name.lower() for name in names}) == len(ids)
     for name in names:

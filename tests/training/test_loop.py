@@ -22,10 +22,10 @@ from localdpo.backbones import adapters
 from localdpo.ground.errors import Failed, Refused
 from localdpo.miniature import models
 from localdpo.pairs.toys import ToyPairs
-from localdpo.sampling.videos import find_adapter
 from localdpo.training import alarms, checkpoints, loop
 from localdpo.training.config import TrainConfig
 from localdpo.training.loop import draws, gradient, train
+from localdpo.training.runs import find_adapter
 
 SMALL = dict(steps=12, batch=4, micro_batch=2, rank=4, lr=1e-3, warmup=2, save_every=1, keep=2)
 
@@ -467,6 +467,16 @@ def test_another_model_of_the_same_name_is_refused(whole):
         next(model.transformer.parameters()).add_(1)
     with pytest.raises(Refused, match="weights was"):
         run(whole, model)
+
+
+def test_a_run_that_lost_its_run_json_goes_on_from_its_checkpoints(tmp_path, whole):
+    with pytest.raises(Stop):
+        run(tmp_path / "run", pairs=Pairs(stop_after(3)))
+    (tmp_path / "run" / "run.json").unlink()
+    assert final(run(tmp_path / "run")) == final(whole) and (tmp_path / "run" / "run.json").exists()
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(Refused, match="holds another run"):
+        run(tmp_path / "run", lr=1.0)
 
 
 def test_a_finished_run_says_so_and_can_be_made_longer(tmp_path, whole, capsys):
