@@ -185,6 +185,30 @@ def drift(frames):
     time = np.linspace(-0.5, 0.5, len(frames))
     return float(np.linalg.norm(time @ colours / (time @ time)))
 
+# %% ../../nbs/60_scoring/02_measures.ipynb #971f1717
+class _Reasons(Scorer):
+    "Why a measure has no value, and what the values are made with."
+
+    def _too_small(self, column, frames):
+        least = LEAST if column in ("warp_error", "motion") else 7 if column in ("ssim_next", "blur") else 1
+        side = min(frames.shape[1:3])
+        return f"needs frames of {least} pixels or more, these have {side}" if side < least else ""
+
+    def reason(self, column, frames, prompt, fps):
+        if column != "blur" and len(frames) < 2:
+            return "needs two frames"
+        return self._too_small(column, frames) or f"has no unit at {fps} frames a second"
+
+    def provenance(self):
+        return dict(
+            scorer=self.name,
+            checkpoint="none",
+            revision="2",  # raise it when a formula changes, so that old numbers are computed anew
+            preprocessing=f"brightness by BT.601; for flow the shorter side is brought below {2 * MOST} by a whole factor",
+            pooling="mean of all frames or pairs of frames; warp_error and blur leave out those without a value, and are 1 if none has one",
+            prompt="not used",
+        )
+
 # %% ../../nbs/60_scoring/02_measures.ipynb #ac63d632
 WORST = dict(warp_error=1.0, blur=1.0)  # of a video that shows nothing to measure
 
@@ -194,7 +218,7 @@ def _alike(frames):
     return [similarity(light[:-1], light[1:])]
 
 
-class Measures(Scorer):
+class Measures(_Reasons):
     "Seven numbers a video that no network had a part in."
 
     name = "measures"
@@ -229,26 +253,6 @@ class Measures(Scorer):
             if len(each[name]) and not self._too_small(name, frames):
                 found[name] = float(some.mean()) if len(some) else WORST[name]
         return found | dict(colour_drift=drift(frames) if len(frames) > 1 else math.nan)
-
-    def _too_small(self, column, frames):
-        least = LEAST if column in ("warp_error", "motion") else 7 if column in ("ssim_next", "blur") else 1
-        side = min(frames.shape[1:3])
-        return f"needs frames of {least} pixels or more, these have {side}" if side < least else ""
-
-    def reason(self, column, frames, prompt, fps):
-        if column != "blur" and len(frames) < 2:
-            return "needs two frames"
-        return self._too_small(column, frames) or f"has no unit at {fps} frames a second"
-
-    def provenance(self):
-        return dict(
-            scorer=self.name,
-            checkpoint="none",
-            revision="2",  # raise it when a formula changes, so that old numbers are computed anew
-            preprocessing=f"brightness by BT.601; for flow the shorter side is brought below {2 * MOST} by a whole factor",
-            pooling="mean of all frames or pairs of frames; warp_error and blur leave out those without a value, and are 1 if none has one",
-            prompt="not used",
-        )
 
 # %% ../../nbs/60_scoring/02_measures.ipynb #7f694454
 @functools.cache
