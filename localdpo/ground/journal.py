@@ -12,7 +12,29 @@ from pathlib import Path
 
 from .errors import Refused
 
-# %% ../../nbs/90_ground/06_journal.ipynb #0fd01c28
+# %% ../../nbs/90_ground/06_journal.ipynb #9479d729
+def _lock(file, path):
+    "Be the only process that writes `file`, until it is closed or the process ends."
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed with the process, however it ends
+    except ImportError:  # not on every system
+        pass
+    except OSError as error:
+        file.close()
+        raise Refused(path, "is in use by another process", "wait for it, or write to another file") from error
+
+
+def _entry(line):
+    "The JSON object in a line, or None."
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+# %% ../../nbs/90_ground/06_journal.ipynb #1a06c3f7
 class Journal:
     "A file of one JSON object a line. What is in it is in `entries`, what is wrong with it in `told`."
 
@@ -23,36 +45,16 @@ class Journal:
             self.file = open(path, "a+b")
         except OSError as error:
             raise Refused(path, f"cannot be written ({error.strerror})", "choose a folder that is yours") from error
-        self._lock()
+        _lock(self.file, self.path)
         self.file.seek(0)
         data = self.file.read()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             self.file.truncate(whole)
             self.told.append(f"{path}: its last line was half-written, and is dropped")
-        lines = enumerate(data[:whole].splitlines(), 1)
-        self.entries = [entry for i, line in lines if (entry := self._entry(i, line)) is not None]
-
-    def _lock(self):
-        try:
-            import fcntl
-
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed with the process, however it ends
-        except ImportError:  # not on every system
-            pass
-        except OSError as error:
-            self.file.close()
-            raise Refused(self.path, "is in use by another process", "wait for it, or write to another file") from error
-
-    def _entry(self, i, line):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if not isinstance(entry, dict):
-            self.told.append(f"{self.path} line {i}: is damaged, and is not used")
-            return None
-        return entry
+        found = [_entry(line) for line in data[:whole].splitlines()]
+        self.told += [f"{path} line {i}: is damaged, and is not used" for i, e in enumerate(found, 1) if e is None]
+        self.entries = [entry for entry in found if entry is not None]
 
     def add(self, entry):
         "Write the dict `entry`, and return when it is on the disk."

@@ -13,6 +13,7 @@ import os
 import platform
 import random
 import re
+import stat
 import subprocess
 import tempfile
 import threading
@@ -135,6 +136,18 @@ def present():
         return []
 
 
+def _shelf():
+    "The folder of this user's locks on devices, which nobody else may have put there."
+    shelf = Path(tempfile.gettempdir()) / f"localdpo-devices-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        shelf.mkdir(mode=0o700, parents=True)
+    facts = shelf.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        why = "is a link or belongs to somebody else, so that a lock in it would prove nothing"
+        raise Refused(shelf, why, "remove it, or set TMPDIR to a folder of your own")
+    return shelf
+
+
 @contextlib.contextmanager
 def devices(count, patience=float("inf")):
     "Lease `count` devices for the block and show this process only those; yields their names."
@@ -149,7 +162,7 @@ def devices(count, patience=float("inf")):
             f"--gpus {count}", f"this host has {len(names)} devices", "ask for fewer, or run on a host that has them"
         )
     # Slurm numbers the devices of each of its jobs from 0: another job's device 0 is another device
-    shelf = Path(tempfile.gettempdir()) / f"localdpo-devices-{os.getuid()}" / os.environ.get("SLURM_JOB_ID", "host")
+    shelf = _shelf() / os.environ.get("SLURM_JOB_ID", "host")
     deadline = time.monotonic() + patience
     while True:
         with contextlib.ExitStack() as held:

@@ -31,21 +31,6 @@ from localdpo.pairs.files import (
 from .files import intact as intact
 
 # %% ../../nbs/30_pairs/03_store.ipynb #f637e05b
-def start(path, settings, renew=False):
-    "Begin the store at `path`, or go on with one of the same settings."
-    file, settings = Path(path) / "store.json", json.loads(json.dumps(dict(format=1, **settings)))
-    if file.exists() and not renew and (begun := _begun(file, settings)):
-        if other := _begun_otherwise(begun, settings):
-            then = "choose another folder, or bring this one up to date with renew (--renew): "
-            raise Refused(
-                path,
-                f"was begun with other settings: {'; '.join(other)}",
-                then + "what changed is made anew in its place",
-            )
-        return
-    write(file, sealed(settings).encode())
-
-
 def _begun(file, settings):
     "What a store was begun with; None if its file is damaged, and every block says that it was begun with `settings`."
     try:
@@ -75,9 +60,24 @@ def _begun_otherwise(begun, settings):
     more = ", ..." * (len(numbers) > 5)
     return [f"its clips or captions changed (block{'s' * (len(numbers) > 1)} {', '.join(numbers[:5])}{more})"]
 
-# %% ../../nbs/30_pairs/03_store.ipynb #3c0faed1
-class PairStore:
-    "The pairs in the folder `path`; with `settings`, it is begun if it is not there."
+# %% ../../nbs/30_pairs/03_store.ipynb #9c69e444
+def start(path, settings, renew=False):
+    "Begin the store at `path`, or go on with one of the same settings."
+    file, settings = Path(path) / "store.json", json.loads(json.dumps(dict(format=1, **settings)))
+    if file.exists() and not renew and (begun := _begun(file, settings)):
+        if other := _begun_otherwise(begun, settings):
+            then = "choose another folder, or bring this one up to date with renew (--renew): "
+            raise Refused(
+                path,
+                f"was begun with other settings: {'; '.join(other)}",
+                then + "what changed is made anew in its place",
+            )
+        return
+    write(file, sealed(settings).encode())
+
+# %% ../../nbs/30_pairs/03_store.ipynb #77ead88f
+class _Opened:
+    "A store whose blocks are known by what their json files say."
 
     def __init__(self, path, settings=None):
         self.path = Path(path)
@@ -109,15 +109,19 @@ class PairStore:
     def __repr__(self):
         return f"PairStore({str(self.path)!r}, {counted(len(self), 'pair')} in {counted(len(self.blocks), 'block')})"
 
-    @property
-    def bad(self):
-        "Clips that could not be used, each a `Fault`."
-        return [Fault(**clip) for block in self.blocks.values() for clip in block["bad"]]
-
     def entry(self, i):
         "What the store says about pair `i`, without its tensors."
         number, row = self.places[self.ids[i]]
         return self.blocks[number]["entries"][row]
+
+# %% ../../nbs/30_pairs/03_store.ipynb #ba78dc34
+class _Read(_Opened):
+    "A store whose pairs can be read."
+
+    @property
+    def bad(self):
+        "Clips that could not be used, each a `Fault`."
+        return [Fault(**clip) for block in self.blocks.values() for clip in block["bad"]]
 
     def __getitem__(self, i):
         entry, (number, row) = self.entry(i), self.places[self.ids[i]]
@@ -138,6 +142,10 @@ class PairStore:
         alphas = [pair.noise_alpha for pair in pairs]
         alphas = None if None in alphas else torch.tensor(alphas)
         return PairBatch([pair.id for pair in pairs], noise_alpha=alphas, **parts)
+
+# %% ../../nbs/30_pairs/03_store.ipynb #ba602acd
+class _Grown(_Read):
+    "A store that pairs can be added to."
 
     def append(self, pairs):
         "Add `pairs` as one block. Those that are there already are skipped if they are the same, and refused if not."
@@ -164,6 +172,10 @@ class PairStore:
             then = "give it another id, or begin a new store"
             raise Refused(f"pair {pair.id}", f"is in {self.path} with another {', '.join(other)}", then)
         return True
+
+# %% ../../nbs/30_pairs/03_store.ipynb #2dc45433
+class PairStore(_Grown):
+    "The pairs in the folder `path`; with `settings`, it is begun if it is not there."
 
     def verify(self):
         "Every fault of the store, as a list of `Fault`; empty if there is none."

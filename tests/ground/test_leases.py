@@ -149,3 +149,14 @@ def test_no_devices_are_asked_for_when_none_are_needed(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with leases.devices(0) as none:
         assert none == [] and os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+def test_a_link_in_the_place_of_the_locks_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALDPO_DEVICES", "pytest-only")
+    monkeypatch.setattr(leases.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "tmp" / f"localdpo-devices-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Refused, match="is a link or belongs to somebody else"), leases.devices(1):
+        pass
+    assert not list((tmp_path / "elsewhere").iterdir())
