@@ -5,6 +5,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,12 +69,20 @@ def circles(found):
         yield from follow(path)
 
 
+def own_face(chain):
+    "A registry that fills itself: a face of a package and a module of it."
+    names = chain.split(" -> ")
+    return len(names) == 3 and any(
+        name.endswith("__init__.py") and Path(name).parent == Path(names[1]).parent for name in names
+    )
+
+
 def test_every_room_has_a_floor():
     assert {floor(path) for path in arrows()} <= {*FLOORS, *BESIDE}
 
 
 def test_nothing_imports_a_floor_above_its_own():
-    moving = {("pairs", "training/error_maps.py"), ("prompts", "sampling/videos.py")}  # on their way down
+    moving = {("prompts", "sampling/videos.py")}  # on its way down
     found = {
         path: [other for other in needs if (floor(path), other.relative_to(PACKAGE).as_posix()) not in moving]
         for path, needs in arrows().items()
@@ -82,7 +91,7 @@ def test_nothing_imports_a_floor_above_its_own():
 
 
 def test_no_modules_need_each_other_in_a_circle():
-    assert list(circles(arrows())) == []
+    assert [chain for chain in circles(arrows()) if not own_face(chain)] == []
 
 
 @pytest.fixture

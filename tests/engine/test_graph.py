@@ -14,7 +14,7 @@ import yaml
 from localdpo.engine import fingerprints
 from localdpo.engine import graph as engine
 from localdpo.engine.lint import lint
-from localdpo.engine.profile import profile_path, profiles, snakefile_of
+from localdpo.engine.profile import load_profile, profile_path, profiles, snakefile_of
 from localdpo.ground import paths
 from localdpo.ground.errors import Refused
 
@@ -206,7 +206,7 @@ def test_a_fingerprint_follows_relative_imports_of_a_subpackage(tmp_path, monkey
         (part / f"{name}.py").write_text(source)
     monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path / "localdpo")
     fingerprints._module.cache_clear()
-    assert [path.stem for path in fingerprints.modules("import localdpo.part.a")] == ["c", "a", "b"]
+    assert [path.stem for path in fingerprints.modules("import localdpo.part.a")] == ["c", "__init__", "a", "b"]
     fingerprints._module.cache_clear()
 
 
@@ -268,6 +268,57 @@ def test_a_profile_that_is_no_yaml_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("about: [")
     with pytest.raises(Refused, match="mine.yaml: is not readable yaml.*line 1"):
         engine.run(tmp_path / "mine.yaml", tmp_path / "out")
+
+
+BOMB = "about: x\na0: &a0 [x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (BOMB, "has more than 10 aliases"),
+        ("about: x\nseeds: " + "[" * 20_000 + "]" * 20_000, "nests deeper than 10 levels"),
+        ("about: x\nseeds: " + "{a: " * 50 + "1" + "}" * 50, "nests deeper than 10 levels"),
+        ("about: x\nseeds: &s [*s]", "contains itself"),
+        ("about: " + "x" * 200_000, "has 200007 bytes"),
+        ("about: !!python/object/apply:os.system ['touch made']", "is not readable yaml.*python/object"),
+        ("about: x\nseeds: 2026-13-45", "is not readable yaml.*month"),
+    ],
+)
+def test_a_profile_that_would_blow_up_is_refused_at_once(tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    started = time.monotonic()
+    with pytest.raises(Refused, match=said):
+        load_profile(tmp_path / "mine.yaml")
+    assert time.monotonic() - started < 5 and not (tmp_path / "made").exists()
+
+
+def test_a_few_aliases_are_fine(tmp_path):
+    (tmp_path / "mine.yaml").write_text("about: x\nbeta: &b [300, 1000]\nagain: *b\n")
+    assert load_profile(tmp_path / "mine.yaml")["again"] == [300, 1000]
+
+
+def test_a_home_that_cannot_be_written_is_no_hindrance(graph, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    status, said = graph("dry_run=True")
+    assert status == 0 and "Traceback" not in said, said
+
+
+def test_a_new_torch_changes_the_steps_that_use_it_and_no_others(monkeypatch, notebook):
+    uses = notebook("n: int = 0", "from localdpo.backbones.backbone import Backbone", name="uses.ipynb")
+    draws = notebook("n: int = 0", "from localdpo.ground import paths", name="draws.ipynb")
+    before = fingerprints.fingerprint(uses), fingerprints.fingerprint(draws)
+    known = fingerprints.versions
+    monkeypatch.setattr(fingerprints, "versions", lambda names: known(names) | {n: "99" for n in names if n == "torch"})
+    assert fingerprints.fingerprint(uses) != before[0] and fingerprints.fingerprint(draws) == before[1]
+    assert [name.split()[0] for name in fingerprints.packages("import av.video", "from torch import nn")] == [
+        "av",
+        "torch",
+    ]
 
 
 def test_an_unknown_profile_is_refused_with_the_list():

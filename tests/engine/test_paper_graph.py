@@ -127,6 +127,21 @@ def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
         (dict(form="long"), "form: form 'long'"),
         (dict(model="tiny-cogvideox-3b"), "model: model 'tiny-cogvideox-3b'"),
         (dict(micro_batch=3), "training: micro_batch 3: does not divide"),
+        (dict(batch=72, micro_batch=8), "batch: 72: is more than the 64 pairs of curated:64"),
+        (dict(cfg_scale=float("nan")), "cfg_scale: nan: cannot guide"),
+        (dict(cfg_scale=float("inf")), "cfg_scale: inf: cannot guide"),
+        (dict(cfg_scale=-1.0), "cfg_scale: -1.0: cannot guide"),
+        (dict(seed=2**63), "seed: 9223372036854775808: does not fit into 64 bits"),
+        (dict(seed=-(2**63) - 1), "seed: -9223372036854775809: does not fit"),
+        (dict(sampler_steps=5000), "sampler_steps: 5000: is more than the 1000 noise levels"),
+        (dict(pair_steps=5000), "pair_steps: 5000: is more than the 1000 noise levels"),
+        (dict(methods={1: {"recipe": "sft"}}), "methods: 1: is not a text"),
+        (dict(methods={None: {"recipe": "sft"}}), "methods: None: is not a text"),
+        (dict(methods={"sft": {"recipe": 1}}), "methods: sft: 1 is not a text"),
+        (dict(methods={"sft": {"recipe": None}}), "methods: sft: None is not a text"),
+        (dict(methods={"sft": {"recipe": "sft", 3: 4}}), "methods: sft: 3 is not a text"),
+        (dict(scorers=[3]), "scorers: 3: is not a text"),
+        (dict(lr="2e-4"), "`lr` is '2e-4'\n.*yaml takes it for a text: write 0.0002"),
         (dict(sampler_steps=0), "sampler_steps: 0: is too few"),
         (dict(columns={"words_right": "hihger"}), "words_right: hihger"),
         (dict(columns={"wrods": "higher"}), "wrods: higher"),
@@ -191,6 +206,17 @@ def test_a_folder_of_clips_that_changed_is_noticed(tmp_path, monkeypatch):
     (tmp_path / "clips/captions.jsonl").write_text("another caption")
     states.append(pairs_of(tmp_path / "mine.yaml", "clips", monkeypatch))
     assert len({code for *_, code in states}) == len({store for _, store, _ in states}) == 4
+
+
+@pytest.mark.parametrize("step", ["pairs", "train", "sample"])
+def test_a_changed_model_class_makes_its_steps_again(step):
+    from localdpo.engine import fingerprints
+    from localdpo.engine.steps import Steps
+
+    code = Steps.read(load_profile(profile_path("quick"))).code(f"steps/{step}")
+    assert all(
+        fingerprints.fingerprint(fingerprints.PACKAGE / f"backbones/{name}.py") in code for name in ("cogvideox", "wan")
+    )
 
 
 def imports(notebook):

@@ -47,5 +47,5 @@ rule tour:
 rule page:
     input: expand(["figures/tour-{seed}.png", "tables/tour-{seed}.json"], seed=tour["seeds"])
     output: "index.html", "manifest.json"
-    params: about=config["about"], names=expand(["clip-{seed}", "tour-{seed}"], seed=tour["seeds"]), code=fingerprint(PACKAGE / "engine/report.py")
+    params: about=lambda w: config["about"], names=expand(["clip-{seed}", "tour-{seed}"], seed=tour["seeds"]), code=fingerprint(PACKAGE / "engine/report.py")
     shell: python + " -m localdpo.engine.report . {params.about:q} {params.names:q}"
