@@ -281,53 +281,19 @@ def test_each_epoch_sees_each_pair_once_and_in_an_order_of_its_own():
 
 # -- other processes ------------------------------------------------------------------------------------------------------
 
-TOGETHER = """
-import os, sys
-sys.path[:0] = {tests!r}
-import torch
-torch.set_num_threads(1)
-import test_loop as t
-t.fresh()
-"""
 
-
-def script(body, *words, timeout=600):
-    code = TOGETHER.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])]) + body
-    env = os.environ | dict(OMP_NUM_THREADS="1", LOCALDPO_PROGRESS=os.devnull)
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
-TWO = """
-import socket
-with socket.socket() as s:
-    s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-children = []
-for rank in range(2):
-    if (pid := os.fork()) == 0:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
-        seen = []
-        pairs = t.Pairs()
-        read = pairs.batch
-        pairs.batch = lambda indices: (seen.append(indices), read(indices))[1]
-        t.run(sys.argv[1], pairs=pairs)
-        torch.distributed.destroy_process_group()
-        sys.stdout.flush(); os._exit(0)
-    children.append(pid)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
-"""
+def program(name, *words, timeout=600):
+    "Run a program of tests/programs, which may import this module."
+    here = Path(__file__).parent
+    places = os.pathsep.join([str(here), str(here.parent), str(here.parents[1])])
+    env = os.environ | dict(OMP_NUM_THREADS="1", LOCALDPO_PROGRESS=os.devnull, PYTHONPATH=places)
+    line = [sys.executable, here.parent / "programs" / name, *map(str, words)]
+    return subprocess.run(line, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.mark.slow(14)
 def test_two_processes_end_where_one_ends(tmp_path, whole):
-    done = script(TWO, tmp_path / "two")
+    done = program("two_processes.py", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "4 pairs = 2 x 1 accumulated x 2 processes\n" in done.stdout
     two = adapters.read(tmp_path / "two/adapter").matrices
@@ -335,40 +301,11 @@ def test_two_processes_end_where_one_ends(tmp_path, whole):
     assert gap < 1e-6, gap
 
 
-KILLS = """
-import random, shutil, signal, time
-from pathlib import Path
-draw, killed = random.Random(0), 0
-out, kills = sys.argv[1], int(sys.argv[2])
-def child():
-    if (pid := os.fork()) == 0:
-        devnull = os.open(os.devnull, os.O_WRONLY); os.dup2(devnull, 1)
-        t.run(out, save_every=draw.choice([1, 2]))
-        os._exit(0)
-    return pid
-began = time.time(); whole = out + "-timed"
-if (pid := os.fork()) == 0:
-    t.run(whole); os._exit(0)
-os.waitpid(pid, 0)
-length = time.time() - began
-for i in range(kills):
-    pid = child()
-    time.sleep(draw.uniform(0, length * 0.5))
-    os.kill(pid, signal.SIGKILL)
-    killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    if os.path.exists(out + "/adapter"):
-        print("ended", t.final(Path(out)) == t.final(Path(whole)))
-        shutil.rmtree(out)
-os.waitpid(child(), 0)
-print("killed", killed)
-"""
-
-
 @pytest.mark.parametrize(
     "kills", [pytest.param(4, marks=pytest.mark.slow(21)), pytest.param(30, marks=pytest.mark.long(31))]
 )
 def test_a_run_that_was_killed_again_and_again_ends_where_it_would_have_ended(tmp_path, whole, kills):
-    done = script(KILLS, tmp_path / "run", kills, timeout=3000)
+    done = program("killed_runs.py", tmp_path / "run", kills, timeout=3000)
     assert done.returncode == 0 and "killed" in done.stdout and "ended False" not in done.stdout, done.stderr[-3000:]
     assert int(done.stdout.rpartition("killed")[2]) >= kills // 2
     assert final(tmp_path / "run") == final(whole)
