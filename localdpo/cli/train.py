@@ -17,6 +17,8 @@ from pathlib import Path
 import localdpo
 from .. import methods
 from ..ground.errors import Refused
+from ..ground.seals import REPAIR
+from ..ground.words import counted
 from ..training.config import TrainConfig
 
 # %% ../../nbs/95_cli/05_train.ipynb #165d4ab8
@@ -44,6 +46,9 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--probe-beta", action="store_true", help="only suggest a beta for these pairs, from a few steps"
+    )
+    parser.add_argument(
+        "--partial", action="store_true", help="train on the pairs there are, though more are to be made"
     )
     parser.add_argument("--device", help="device to train on (a GPU if there is one)")
     for setting in dataclasses.fields(TrainConfig):
@@ -118,6 +123,7 @@ def _train(args):
     from localdpo.pairs.store import PairStore
 
     store = PairStore(args.pairs)
+    _check_finished(store, args.partial)
     from localdpo.backbones.hollow import network
     from localdpo.training import loop  # torch takes seconds to import; what is wrong above is said before
 
@@ -149,6 +155,14 @@ def _dtype(precision):
     return {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 # %% ../../nbs/95_cli/05_train.ipynb #12db5d16
+def _check_finished(store, partial):
+    "Refuse a store of which blocks are still to be made, unless `partial` pairs are meant."
+    if store.missing and not partial:
+        blocks = f"{counted(len(store.missing), 'block')} of {len(store.settings['blocks'])} missing or stale"
+        why = f"is not finished: {blocks}, {counted(len(store), 'pair')} of {store.settings.get('clips', '?')} there"
+        raise Refused(store.path, why, f"{REPAIR}; or train on what is there with --partial")
+
+
 def _check_origin(store, backbone, model):
     from localdpo import backbones
     from localdpo.backbones.identity import fingerprint, identity

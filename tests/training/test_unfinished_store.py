@@ -1,0 +1,42 @@
+"A store that its builder has not finished is not trained on by mistake."
+
+import pytest
+from test_loop import Pairs
+
+from localdpo.cli import main as cli
+from localdpo.pairs.store import Pair, PairStore
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    some = Pairs().batch(range(4))
+    store = PairStore(tmp_path / "pairs", dict(clips=12, blocks=[None, None, None]))
+    parts = zip(some.ids, some.winner, some.loser, some.mask, some.text, strict=True)
+    store.append([Pair(id, "a red disc", 0.85, 0, *tensors) for id, *tensors in parts])
+    return tmp_path / "pairs"
+
+
+def test_an_unfinished_store_is_refused_with_what_is_missing(unfinished, tmp_path, capsys):
+    assert cli.main(["train", "tiny-wan-1.3b", str(unfinished), "--out", str(tmp_path / "run"), "--batch", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "is not finished: 2 blocks of 3 missing or stale, 4 pairs of 12 there" in said
+    assert "give the command that made the store again" in said and "--partial" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_means_a_part_of_a_store_can_train_on_it(unfinished, tmp_path):
+    words = [
+        "--partial",
+        "--out",
+        str(tmp_path / "run"),
+        "--batch",
+        "2",
+        "--steps",
+        "1",
+        "--rank",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    assert not cli.main(["train", "tiny-wan-1.3b", str(unfinished), *words])
+    assert (tmp_path / "run/adapter").is_dir()
