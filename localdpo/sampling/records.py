@@ -170,7 +170,7 @@ def finish(out, jobs, key, begun):
             entry["short"] = job.short  # scorers read it: see localdpo.sampling.folders
     facts = {name: begun[name] for name in ("model", "adapter", "settings", "seed", "seeds", "long_captions")}
     manifest = dict(format=1, **facts, made_with=made_with, videos=videos)
-    paths.write_json(out / "manifest.json", manifest)
+    paths.write_text(out / "manifest.json", sealed(manifest))
     if others := len(list((out / "videos").glob("[!.]*.mp4"))) - len(videos):
         print(f"{out}: the manifest lists the {len(videos)} videos that were asked for, and not {others} others there")
     for folder in ("videos", "records"):

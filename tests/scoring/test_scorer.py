@@ -559,6 +559,10 @@ def test_a_folder_of_sample_is_scored_by_its_manifest(tmp_path, capsys):
     assert not status and list(rows) == ["videos/p0_seed0.mp4", "videos/p1_seed0.mp4"]
     assert [row["prompt"] for row in rows.values()] == [item.prompt() for item in ITEMS[:2]]
     assert not any(row["problem"] for row in rows.values()) and all(row["words_right"] for row in rows.values())
+    file = tmp_path / "videos" / "manifest.json"
+    file.write_text(file.read_text().replace(ITEMS[0].prompt(), "a red star"))
+    with pytest.raises(Refused, match="manifest.json: is damaged: it is not what was written"):
+        find_videos([tmp_path / "videos"])
 
 
 def test_a_second_call_computes_nothing_and_writes_the_same_bytes(clips, tmp_path):
