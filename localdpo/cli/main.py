@@ -8,6 +8,7 @@ __all__ = ['WORDS', 'parser', 'main']
 # %% ../../nbs/95_cli/01_main.ipynb #a5c6af2f
 import argparse
 import os
+import select
 import sys
 from importlib import import_module
 
@@ -42,25 +43,49 @@ def parser(asked=None):
             import_module(f"localdpo.cli.{word}").add_arguments(described)
     return top
 
-
+# %% ../../nbs/95_cli/01_main.ipynb #df7e22f9
 def main(words=None):
     "The entry point of `localdpo`."
     info.give_way()  # before torch is loaded
     words = sys.argv[1:] if words is None else words
-    args = parser(next((word for word in words if word in WORDS), None)).parse_args(words)
     try:
-        status = import_module(f"localdpo.cli.{args.word}").main(args)
+        status = _run(words)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # who reads our words, such as `head`, has enough of them
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Refused as refusal:
-        print(f"localdpo: {refusal}", file=sys.stderr)
-        return 2
+        return _say(refusal, 2)
     except Failed as failure:
-        print(f"localdpo: {failure}", file=sys.stderr)
-        return 1
+        return _say(failure, 1)
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
+        return 0
     except KeyboardInterrupt:
-        print("localdpo: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _say("stopped; the same command goes on from here", 130)
+
+
+def _run(words):
+    for word in words:
+        if "\0" in word:
+            raise Refused(repr(word), "has a NUL character, which no name can hold", "leave it out")
+    asked = next((word for word in words if word in WORDS), None)
+    try:
+        args = parser(asked).parse_args(words)
+    except SystemExit:  # after --help, for instance
+        sys.stdout.flush()
+        raise
+    return import_module(f"localdpo.cli.{args.word}").main(args)
+
+# %% ../../nbs/95_cli/01_main.ipynb #2a3f3e38
+def _say(message, status):
+    if os.environ.get("RANK", "0") == "0":
+        print(f"localdpo: {message}", file=sys.stderr)
+    return status
+
+
+def _unread():
+    "Whether nobody reads what this process prints."
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))

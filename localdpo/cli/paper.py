@@ -13,7 +13,7 @@ from pathlib import Path
 from ..engine.graph import run
 from ..engine.profile import profile_path, profiles
 from ..ground import paths
-from ..ground.errors import Refused
+from ..ground.words import check_whole
 
 # %% ../../nbs/95_cli/10_paper.ipynb #e3c64ff4
 def add_arguments(parser):
@@ -39,8 +39,8 @@ def main(args):
     if args.list:
         print("\n".join(f"{name:<8}{about}" for name, about in profiles().items()))
         return 0
-    if args.cores is not None and args.cores < 1:
-        raise Refused(f"--cores {args.cores}", "is not a number of cores", "give 1 or more")
+    if args.cores is not None:
+        check_whole("--cores", args.cores, 1, 4096)
     folder = Path(args.out or paths.reports(profile_path(args.profile).stem))
     status = run(args.profile, folder, cores=args.cores, slurm=args.slurm, dry_run=args.dry_run, more=args.more)
     if status:

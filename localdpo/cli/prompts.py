@@ -10,6 +10,7 @@ import argparse
 import json
 
 from ..ground.errors import Refused
+from ..ground.words import check_whole
 from ..prompts.lists import DIMENSIONS
 from ..prompts.suites import SUITES, as_prompts, check_suffix, expand, suite, write
 
@@ -45,6 +46,8 @@ def main(args):
     "Write the prompts that the command line asks for."
     if args.out:
         check_suffix(args.out)
+    if args.max_tokens is not None:
+        check_whole("--max-tokens", args.max_tokens, 1, 2**20)
     if args.expand and args.augmented:
         raise Refused("--expand and --augmented", "would both give expanded prompts", "leave one of them out")
     dimensions = args.dimensions.split(",") if args.dimensions else DIMENSIONS

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..engine import ledger
 from ..engine.rerun import parameters, parse, run
 from ..ground import leases
+from ..ground.words import check_whole
 
 # %% ../../nbs/95_cli/09_rerun.ipynb #a8981da5
 def add_arguments(parser):
@@ -42,6 +43,8 @@ def add_arguments(parser):
 # %% ../../nbs/95_cli/09_rerun.ipynb #6cb91ac0
 def main(args):
     "Execute one notebook, or list what it takes."
+    if args.cell_timeout is not None:
+        check_whole("--cell-timeout", args.cell_timeout, 1)
     values = parse(args.notebook, args.parameter)
     if not args.out:
         print("\n".join(str(p) for p in parameters(args.notebook).values()) or "no parameters")

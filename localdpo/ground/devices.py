@@ -27,6 +27,13 @@ def place(name=None):
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         why = f"cannot be used: torch sees {count or 'no'} GPU{'s' * (count > 1)}"
         raise Refused(f"device {name}", why, "choose another, or install torch with CUDA")
+    if found.type == "meta":
+        raise Refused(f"device {name}", "holds shapes and no numbers", "use cpu, cuda, or cuda:1")
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        why = f"cannot be used here ({str(error).splitlines()[0][:80]})"
+        raise Refused(f"device {name}", why, "`localdpo info` lists the devices of this machine") from error
     return found
 
 # %% ../../nbs/90_ground/09_devices.ipynb #8059bda0

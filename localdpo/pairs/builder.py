@@ -18,28 +18,58 @@ from pathlib import Path
 
 from ..backbones.captions import LONG_CAPTIONS, read_caption
 from ..backbones.identity import identity
+from ..ground import words
 from ..ground.errors import Refused, Starved, lacking
 from ..ground.noise import generator
 from ..ground.seals import file_sum, unsealed
 from . import store as pairs
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #b6dbb029
+def _setting(default, help, **options):
+    made = dict(default_factory=default) if default is dict else dict(default=default)
+    return field(**made, metadata=dict(help=help) | options)
+
+
+def _mask(text):
+    "A setting of masks that is written as NAME=VALUE."
+    name, _, number = text.partition("=")
+    try:
+        return name, json.loads(number)
+    except ValueError:
+        then = 'give name=value, such as static=0.2 "size=[0.2, 0.5]"'
+        raise Refused(f"--mask {text}", "is no setting of masks with its value", then) from None
+
+
 @dataclass(frozen=True)
 class PairConfig:
     "How pairs are made; `size` is (frames, height, width), the model's own by default."
 
-    size: tuple | None = None
-    steps: int = 50
-    cfg_scale: float = 6.0
-    alpha_range: tuple = (0.75, 0.95)
-    alpha_step: float | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    block: int = 8
-    mask: dict = field(default_factory=dict)  # settings of localdpo.masks.MaskConfig
-    long_captions: str = "cut"  # or refuse: what has more tokens than the model reads
+    size: tuple | None = _setting(
+        None,
+        "frames, height and width, such as 49x480x720",
+        read=words.size,
+        metavar="TxHxW",
+        shown="the model's",
+        type=tuple,
+    )
+    steps: int = _setting(50, "sampler steps")
+    cfg_scale: float = _setting(6.0, "strength of guidance")
+    alpha_range: tuple = _setting((0.75, 0.95), "range of noise_alpha", flag="alpha", nargs=2, metavar=("LOW", "HIGH"))
+    alpha_step: float | None = _setting(None, "draw noise_alpha from a grid of this width, such as 0.05", type=float)
+    seed: int = _setting(0, "another seed draws other masks, noise and levels")
+    dtype: str = _setting("float32", "format of what is stored", choices=("float32", "bfloat16"))
+    block: int = _setting(8, "clips in a batch and in a file")
+    mask: dict = _setting(
+        dict, "settings of masks, see localdpo.masks.MaskConfig", nargs="+", read=_mask, type=dict, metavar="NAME=VALUE"
+    )
+    long_captions: str = _setting(
+        "cut", "what to do with captions of more tokens than the model reads", choices=LONG_CAPTIONS
+    )
 
     def __post_init__(self):
+        words.check_seed(self.seed)
+        if self.size:
+            words.check_size(self.size)
         for name, why, then in _config_faults(self):
             raise Refused(f"{name} {getattr(self, name)}", why, then)
 
@@ -47,8 +77,9 @@ class PairConfig:
 def _config_faults(config):
     "What is wrong with settings, each as (name, why, then)."
     low, high = config.alpha_range
-    if not config.steps >= 1:
-        yield "steps", "walks nowhere", "use 50, as the paper does, or another number above zero"
+    if not 1 <= config.steps <= 1000:
+        why = "walks nowhere" if config.steps < 1 else "are more than the 1,000 noise levels of the models"
+        yield "steps", why, "use 50, as the paper does, or another number from 1 to 1000"
     if not 0 <= config.cfg_scale < math.inf:
         yield "cfg_scale", "is not a strength of guidance", "use 6, or another number of zero or more"
     if not (0 < low <= 1 and 0 < high <= 1):
@@ -58,8 +89,12 @@ def _config_faults(config):
     elif round(low * config.steps) < 1:
         why = f"begins so low that none of {config.steps} steps is walked, and losers would be their winners"
         yield "alpha_range", why, f"begin at {0.5 / config.steps:.3f} or above, or take more steps"
-    if config.alpha_step is not None and not 0 < config.alpha_step < math.inf:
-        yield "alpha_step", "is not a width of a grid", "use 0.05, as the paper's code does, or leave it out"
+    if config.alpha_step is not None and not 1e-6 <= config.alpha_step <= 1:
+        yield (
+            "alpha_step",
+            "is not a width of a grid",
+            "use 0.05, as the paper's code does, another number from 0.000001 to 1, or leave it out",
+        )
     if config.dtype not in ("float32", "bfloat16"):
         yield "dtype", "is not a format of the store", "use float32 or bfloat16"
     if config.long_captions not in LONG_CAPTIONS:

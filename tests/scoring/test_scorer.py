@@ -890,7 +890,7 @@ def test_nothing_scored_is_status_1_and_the_table_says_why(clips, tmp_path, caps
         (["--scorers", "fake,twin"], "column corner of twin: would be a column of fake"),
         (["--scorers", "fake", "--batch", "0"], "--batch 0"),
         (["--scorers", "fake", "--device", "cuda:99"], "cuda:99: cannot be used"),
-        (["--scorers", "fake", "--device", "gpu"], "gpu: cannot be used"),
+        (["--scorers", "fake", "--device", "gpu"], "device 'gpu': is unknown"),
         (["--scorers", "fake", "--out", "scores.xlsx"], "scores.xlsx: would be a table in the form .xlsx"),
     ],
 )

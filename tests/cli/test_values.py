@@ -1,0 +1,59 @@
+"Values that no command can use are refused at once, by name, and leave nothing behind."
+
+import pytest
+
+from localdpo.cli import main as cli
+
+TINY = "tiny-cogvideox-2b"
+PAIRS = ["pairs", "build", "out", "--model", TINY, "--world", "curated:2", "--steps", "2"]
+SAMPLE = ["sample", TINY, "--prompt", "a green disc moving up", "--out", "out", "--steps", "2"]
+TRAIN = ["train", TINY, "st", "--out", "out", "--steps", "1", "--batch", "2"]
+BIG = str(2**70)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "A folder with a store of two pairs."
+    folder = tmp_path_factory.mktemp("home")
+    assert not cli.main([*PAIRS[:2], str(folder / "st"), *PAIRS[3:], "--device", "cpu"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([*PAIRS, "--alpha-step", "1e-300"], "alpha_step 1e-300: is not a width of a grid"),
+        ([*PAIRS, "--size", "9x3200000x3200000"], "size 9x3200000x3200000: has more than 2,147,483,648 pixels"),
+        ([*PAIRS, "--size", "0x32x32"], "size 0x32x32: is not three whole numbers"),
+        ([*PAIRS, "--seed", BIG], f"seed {BIG}: is out of range"),
+        ([*PAIRS, "--steps", "5000"], "steps 5000: are more than the 1,000 noise levels"),
+        ([*PAIRS, "--cfg-scale", "inf"], "cfg_scale inf: is not a strength of guidance"),
+        ([*PAIRS[:5], "--world", f"curated:{BIG}"], f"--world curated:{BIG}: asks for more than 1,000,000 clips"),
+        ([*PAIRS, "--device", "meta"], "device meta: holds shapes and no numbers"),
+        ([*PAIRS, "--device", "xpu"], "device xpu: cannot be used here"),
+        (["pairs", "verify", "s\0t"], "'s\\x00t': has a NUL character"),
+        ([*SAMPLE, "--size", "9x3200000x3200000"], "size 9x3200000x3200000: has more than 2,147,483,648 pixels"),
+        ([*SAMPLE, "--size", "1x32x32"], "size 1x32x32: is a picture"),
+        ([*SAMPLE, "--seed", BIG], f"seed {BIG}: is out of range"),
+        ([*SAMPLE, "--cfg-scale", "-1"], "cfg_scale -1.0: makes no video"),
+        ([*SAMPLE, "--cfg-scale", "nan"], "cfg_scale nan: makes no video"),
+        ([*SAMPLE, "--steps", "5000"], "steps 5000: is out of range"),
+        ([*SAMPLE, "--adapter-alpha", "2"], "--adapter-alpha 2.0: has no adapter to go with"),
+        ([*SAMPLE, "--device", "meta"], "device meta: holds shapes and no numbers"),
+        ([*SAMPLE[:5], "o\0ut"], "'o\\x00ut': has a NUL character"),
+        ([*TRAIN, "--seed", BIG], f"seed {BIG}: is out of range"),
+        ([*TRAIN, "--steps", BIG], f"steps {BIG}: is too large"),
+        ([*TRAIN, "--rank", "100000"], "rank 100000: is too large"),
+        ([*TRAIN, "--lr", "fast"], "--lr fast: is not a number"),
+        ([*TRAIN, "--batch", "4"], "batch 4: is more than the 2 pairs there are"),
+        ([*TRAIN, "--device", "meta"], "device meta: holds shapes and no numbers"),
+        (["score", "clips", "--batch", BIG], f"--batch {BIG}: is out of range"),
+        (["prompts", "sprite-motion", "--count", "1", "--max-tokens", BIG], f"--max-tokens {BIG}: is out of range"),
+        (["rerun", "x.ipynb", "out.ipynb", "--cell-timeout", "-1"], "--cell-timeout -1: is out of range"),
+        (["paper", "--dry-run", "--cores", BIG], f"--cores {BIG}: is out of range"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_at_once(home, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(home)
+    assert cli.main(words) == 2
+    assert f"localdpo: {said}" in capsys.readouterr().err and [path.name for path in home.iterdir()] == ["st"]
