@@ -19,6 +19,7 @@ from localdpo.backbones import adapters
 from localdpo.cli import main as cli
 from localdpo.clips import pools
 from localdpo.ground.errors import Failed, Refused
+from localdpo.ground.seals import unsealed
 from localdpo.media import video
 from localdpo.sampling import records, videos
 from localdpo.sampling.videos import as_prompts, read_prompts, sample
@@ -287,7 +288,7 @@ def test_the_manifest_knows_the_short_form_of_a_long_prompt(tiny, tmp_path, made
 
 def test_the_manifest_says_whose_videos_they_are(tiny, run, tmp_path):
     manifest = sample(tiny, PROMPTS[:1], tmp_path / "out", run, seed=5, cfg_scale=4, **FEW)
-    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest == unsealed(tmp_path / "out" / "manifest.json")
     assert manifest["model"] == "tiny-cogvideox-2b" and manifest["adapter"] == str(run / "adapter" / adapters.FILE)
     settings, (entry,), (versions,) = manifest["settings"], manifest["videos"], manifest["made_with"]
     expected = dict(steps=2, cfg_scale=4.0, fps=8.0, size=[9, 32, 32], batch=1, computed_in="float32 on cpu")
