@@ -43,7 +43,7 @@ def loading(folder):
         for library in libraries:
             library.enable_progress_bar()
 
-
+# %% ../../nbs/20_backbones/01_backbone.ipynb #14eb2910
 def load(name_or_path, device=None, dtype=None):
     "The model `name_or_path` on `device` (a GPU if there is one), computing in `dtype` (bfloat16 on a GPU, else float32)."
     folder = find(name_or_path)

@@ -27,7 +27,7 @@ HUB = {
 }
 FAMILIES = {"CogVideoXPipeline": "localdpo.backbones.cogvideox:CogVideoX", "WanPipeline": "localdpo.backbones.wan:Wan"}
 
-
+# %% ../../nbs/20_backbones/05_files.ipynb #60d795c2
 def find(name_or_path):
     "The folder that holds a model: in the package, on disk, or fetched from the hub."
     name = str(name_or_path)
@@ -69,7 +69,7 @@ def _listing(repository):
     except Exception:  # the download, which comes next, says why
         return None
 
-
+# %% ../../nbs/20_backbones/05_files.ipynb #f4c46800
 def brief(error):
     "The first line of what `error` says, cut between words."
     said = str(error).strip().partition("\n")[0]
@@ -91,7 +91,7 @@ NUMBERS = {  # files of weights are called so, or so and -00001-of-00002
 VOCABULARY = ("tokenizer.json", "*.model", "vocab*")  # files of which a tokenizer has one at least
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
-
+# %% ../../nbs/20_backbones/05_files.ipynb #8b8269a5
 def check_names(place, names, then):
     "Refuse the model at `place`, a folder or a repository, if the `names` of its files show that it cannot be loaded."
     if "model_index.json" not in names:
@@ -169,7 +169,7 @@ def weight_files(folder, part):
         raise Refused(f"{whole}.index.json", "is damaged: it has no weight_map", remedy(folder))
     return [whole.with_name(name) for name in sorted({*shards.values()})]
 
-
+# %% ../../nbs/20_backbones/05_files.ipynb #594d87f8
 def remedy(folder):
     "What to do about a folder that is not whole."
     if folder.parent == WEIGHTS:

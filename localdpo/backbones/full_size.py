@@ -89,6 +89,8 @@ PUBLISHED = {
         ),
     },
 }
+
+# %% ../../nbs/20_backbones/07_full_size.ipynb #f007254b
 BILLIONS = {"cogvideox-2b": 1.69, "cogvideox-5b": 5.57, "wan2.1-1.3b": 1.42}  # parameters of the published transformers
 
 # %% ../../nbs/20_backbones/07_full_size.ipynb #de6ef609

@@ -115,7 +115,7 @@ def _verify(args):
         raise Failed(f"{words.counted(len(faults), 'fault')} in {args.store}\n  -> {REPAIR}")
     print(f"{args.store}: no faults")
 
-
+# %% ../../nbs/95_cli/04_pairs.ipynb #8e248038
 def _show(args):
     store = pairs.PairStore(args.store)
     entries = [store.entry(i) for i in range(len(store))]

@@ -81,7 +81,7 @@ def of_run(found):
             recipe=found["identity"]["recipe"]
         )
 
-
+# %% ../../nbs/95_cli/05_train.ipynb #20a50c2e
 def asked(args):
     "The settings of a run, and what is learned in it."
     named = fields.settings(args, TrainConfig, of_run, also=("recipe",))

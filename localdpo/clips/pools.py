@@ -48,7 +48,7 @@ def _text(frames, strength, rng):
     shown[-7 * unit : -2 * unit, : letters.shape[1]] = letters
     return frames + (0.35 + 0.65 * strength) * shown[..., None] * (255 - frames)
 
-
+# %% ../../nbs/10_clips/02_pools.ipynb #764206d2
 def _logo(frames, strength, rng):
     "A ringed square in a corner."
     side = frames.shape[1] * 7 // 32
@@ -94,7 +94,7 @@ SPATIAL = {
 TEMPORAL = {"shake": _shake, "freeze": _freeze, "flicker": _flicker, "cut": _cut}
 FLAWS = (*SPATIAL, *TEMPORAL, "caption")
 
-
+# %% ../../nbs/10_clips/02_pools.ipynb #08f317f3
 def spoil(frames, flaw, strength, rng, other=None):
     "The clip `frames` with a flaw of the picture or of the motion; a cut needs the `other` clip."
     if flaw not in SPATIAL | TEMPORAL or not 0 <= strength <= 1:
@@ -144,7 +144,7 @@ class Item(NamedTuple):
 
 FLAWED = 0.4  # share of the raw pool that has something wrong with it
 
-
+# %% ../../nbs/10_clips/02_pools.ipynb #675c2d6e
 def pool(name, count, split="train", seed=0):
     "`count` items of the `raw` or `curated` pool, from specs to `train` on, of `validation` or `test`, or of both: `held out`."
     if name not in ("raw", "curated") or split not in (*world.SPLITS, "held out"):

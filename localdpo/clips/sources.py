@@ -78,7 +78,7 @@ def _column(rows, names, path):
 def _printable(name):
     return unicodedata.normalize("NFC", str(name).encode("utf-8", "backslashreplace").decode())
 
-
+# %% ../../nbs/10_clips/04_sources.ipynb #c35e8839
 def from_folder(folder, captions, file_column=None, caption_column=None):
     "The clips below `folder` with the captions in the file `captions`; what has no partner is listed with its fault."
     folder, rows = Path(folder), caption_rows(captions)

@@ -194,7 +194,7 @@ def _spokes(x, y, shape):
     across = np.abs(turn - np.round(turn)) * 2 * np.pi / 5 * rho
     return np.minimum(rho - 0.25, np.maximum(across - 0.075, rho - 0.9)), rho - 0.12
 
-
+# %% ../../nbs/10_clips/01_world.ipynb #0d7ca567
 def _ground(texture, u, v, rng):
     "How much of the second tone of the background shows at world coordinates `u`, `v`: 0 to 1."
     pitch, a, b = rng.uniform(0.22, 0.28), *rng.uniform(0, 1, 2)
@@ -250,7 +250,7 @@ def render(spec, seed=0, frames=9, size=32):
     mask = edge < 0
     return Clip(picture, mask, _flow(way, x, y, world_x, world_y, u, v, mask) * size)
 
-
+# %% ../../nbs/10_clips/01_world.ipynb #695146d4
 def _flow(way, x, y, world_x, world_y, u, v, mask):
     "Where each point of a frame is in the next, less where it is now."
     now, then = slice(None, -1), slice(1, None)

@@ -57,7 +57,7 @@ def _slurm_words(text):
         ["--default-resources", *(f"{SLURM[name]}={value}" for name, value in given.items())] if given else []
     )
 
-
+# %% ../../nbs/80_engine/01_graph.ipynb #0dbfe019
 def arguments(profile, folder, *, cores=None, slurm=None, dry_run=False, snakefile=None, more=()):
     "The words that `snakemake` is called with."
     where = (
@@ -117,7 +117,7 @@ def _snakemake(words):
         os.chdir(here)
     return 0
 
-
+# %% ../../nbs/80_engine/01_graph.ipynb #70081103
 def _say(lines):
     for line in lines:
         print(line, file=sys.stderr)

@@ -68,7 +68,7 @@ def _with_formulas(text):
 
     return re.sub(r"(```.*?```|`[^`]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$", drawn, text, flags=re.S)
 
-
+# %% ../../nbs/80_engine/06_report.ipynb #000a3feb
 def _page_of(notebook):
     "The executed notebook as a plain page beside it."
     from nbconvert import HTMLExporter
@@ -163,7 +163,7 @@ def _numbers(files):
         else ""
     )
 
-
+# %% ../../nbs/80_engine/06_report.ipynb #28d79b5b
 def _log(steps):
     rows = []
     for made in steps.values():
@@ -198,7 +198,7 @@ def _origin(steps):
         for key, runs in lines.items()
     )
 
-
+# %% ../../nbs/80_engine/06_report.ipynb #0cfcda63
 def build(folder, about="", names=()):
     "Write `index.html`, a page for each executed notebook, and `manifest.json` into `folder`; `names`: show only these results."
     folder = Path(folder).resolve()

@@ -58,7 +58,7 @@ def _read(notebook):
             "open it in JupyterLab or restore it from git",
         ) from error
 
-
+# %% ../../nbs/80_engine/05_rerun.ipynb #d34380fb
 def _parameter(statement, lines, where):
     "One statement of the parameters cell as a Parameter."
     source = ast.unparse(statement)
@@ -88,7 +88,7 @@ def _parameter(statement, lines, where):
         ) from None
     return parameter
 
-
+# %% ../../nbs/80_engine/05_rerun.ipynb #8d55dbca
 def parameters(notebook):
     "The parameters of `notebook`, name -> Parameter; refused when the notebook leaves any doubt."
     cells = [c for c in _read(notebook).cells if c.cell_type == "code"]
@@ -197,7 +197,7 @@ def _relay(pipe, name, over):
             for line in os.read(pipe, 65536).decode(errors="replace").splitlines():
                 print(f"{name}: {line}", file=sys.stderr, flush=True)
 
-
+# %% ../../nbs/80_engine/05_rerun.ipynb #db90a9d3
 @contextlib.contextmanager
 def _surroundings(name):
     "A private folder for the sockets, and a pipe through which the notebook's progress reaches our terminal or log."
@@ -246,7 +246,7 @@ def _failure(error, notebook, out):
         f"{notebook}{cell}: {reason}\n  -> what was executed is in {out}" if out.exists() else f"{notebook}: {reason}"
     )
 
-
+# %% ../../nbs/80_engine/05_rerun.ipynb #fa60d1cc
 def run(notebook, out, values=None, *, cell_timeout=None):
     "Execute `notebook` with `values` and write the executed copy to `out`; returns `out`."
     import logging

@@ -147,7 +147,7 @@ def _shelf():
         raise Refused(shelf, why, "remove it, or set TMPDIR to a folder of your own")
     return shelf
 
-
+# %% ../../nbs/90_ground/08_leases.ipynb #fecd7e6f
 @contextlib.contextmanager
 def devices(count, patience=float("inf")):
     "Lease `count` devices for the block and show this process only those; yields their names."

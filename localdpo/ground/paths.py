@@ -96,7 +96,7 @@ def atomic(path):
         if not done:
             _remove_empty(new)
 
-
+# %% ../../nbs/90_ground/02_paths.ipynb #bc3b2a3c
 def _remove_empty(folders):
     "Remove those of `folders`, innermost first, that are there and hold nothing."
     for folder in folders:

@@ -38,7 +38,7 @@ def spread(make, jobs, devices):
     else:
         yield from _spread(make, jobs, devices)
 
-
+# %% ../../nbs/90_ground/07_workers.ipynb #7376d586
 def _spread(make, jobs, devices):
     context, waiting, busy = multiprocessing.get_context("spawn"), deque(enumerate(jobs)), {}
 

@@ -26,7 +26,6 @@ COLOURS = {
     "faint": "#d9dee3",
     "paper": "#f1f3f5",
 }
-
 STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 160,
@@ -52,7 +51,7 @@ STYLE = {
     "axes.prop_cycle": mpl.cycler(color=[COLOURS[k] for k in ("policy", "loser", "winner", "mask", "reference")]),
 }
 
-
+# %% ../../nbs/91_media/03_figures.ipynb #18c3998c
 class _Picture(Figure):
     "A figure without pyplot's global state, which a notebook shows as a small picture."
 

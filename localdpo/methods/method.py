@@ -39,10 +39,9 @@ class Method:
 # %% ../../nbs/65_methods/00_method.ipynb #3a03e45c
 def names():
     "The methods there are."
-    import localdpo.methods as folder
-
+    folder = importlib.import_module("localdpo.methods")
     modules = [module.name for module in pkgutil.iter_modules(folder.__path__)]
-    return sorted(name for name in modules if hasattr(importlib.import_module(f"{folder.__name__}.{name}"), "METHOD"))
+    return sorted(name for name in modules if hasattr(importlib.import_module(f"localdpo.methods.{name}"), "METHOD"))
 
 
 def get(name):

@@ -126,7 +126,7 @@ def transformer(name):
         use_rotary_positional_embeddings="5b" in name,
     )
 
-
+# %% ../../nbs/25_miniature/01_models.ipynb #d98846e0
 def scheduler(name):
     "The noise schedule and sampler that the large model of the same name is published with."
     from diffusers import CogVideoXDDIMScheduler, UniPCMultistepScheduler

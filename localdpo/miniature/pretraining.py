@@ -148,7 +148,7 @@ def fit(modules, loss, folder, steps, lr, every=100, measure=None, average=0.998
     parts.eval()
     return log
 
-
+# %% ../../nbs/25_miniature/03_pretraining.ipynb #4cb596bc
 def _quietly(parts, measure):
     if measure is None:
         return {}

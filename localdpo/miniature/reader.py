@@ -50,7 +50,7 @@ def _layer(inner, outer, kernel):
     convolution = nn.Conv2d(inner, outer, kernel, stride=2, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outer), nn.ReLU())
 
-
+# %% ../../nbs/25_miniature/02_reader.ipynb #a8684dbb
 class Reader(nn.Module):
     "Reads the six words of a clip; `load` gives one that was trained."
 
@@ -105,7 +105,7 @@ class Reader(nn.Module):
         best = {name: p.argmax(-1) for name, p in self.probabilities(frames).items()}
         return [{name: WORDS[name][best[name][i]] for name in WORDS} for i in range(len(frames))]
 
-
+# %% ../../nbs/25_miniature/02_reader.ipynb #32f610e6
 def checked(frames, knows="the reader knows: it reads", then="for a single clip pass `frames[None]`"):
     "The clips as a tensor, if they are of the one size that those who were trained on the sprite world know."
     frames = torch.as_tensor(frames)

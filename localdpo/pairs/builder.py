@@ -39,7 +39,7 @@ def _mask(text):
         then = 'give name=value, such as static=0.2 "size=[0.2, 0.5]"'
         raise Refused(f"--mask {text}", "is no setting of masks with its value", then) from None
 
-
+# %% ../../nbs/30_pairs/05_builder.ipynb #13c25e15
 @dataclass(frozen=True)
 class PairConfig:
     "How pairs are made; `size` is (frames, height, width), the model's own by default."
@@ -73,7 +73,7 @@ class PairConfig:
         for name, why, then in _config_faults(self):
             raise Refused(f"{name} {getattr(self, name)}", why, then)
 
-
+# %% ../../nbs/30_pairs/05_builder.ipynb #061bdef8
 def _config_faults(config):
     "What is wrong with settings, each as (name, why, then)."
     low, high = config.alpha_range
@@ -153,7 +153,7 @@ def _prepare(backbone, clip, config):
         raise Refused(clip.id, "has latents that are not finite", "look at the clip, or load the model in float32")
     return caption.text, winner, mask, facts
 
-
+# %% ../../nbs/30_pairs/05_builder.ipynb #5a520641
 def make_block(backbone, clips, config):
     "The pairs of `clips`, made as one batch, and a `Fault` for each of those that could not be used."
     import torch

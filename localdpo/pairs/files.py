@@ -191,7 +191,7 @@ def verify(path):
             seen.setdefault(id, number)
     return faults
 
-
+# %% ../../nbs/30_pairs/06_files.ipynb #bfa9f5c6
 def _block_faults(path, number, settings):
     "The ids in a block, and its faults."
     facts, tensors = block_names(path, number)

@@ -46,7 +46,7 @@ def _answer(line):
     whole = isinstance(row, dict) and set(row) == set(KEYS) and all(isinstance(text, str) for text in row.values())
     return row if whole else None
 
-
+# %% ../../nbs/15_prompts/04_expansion.ipynb #67742d1c
 def recall(path):
     "The answers in the file `path`: (prompt, model, revision, instruction) -> expanded prompt."
     path = Path(path)
@@ -77,7 +77,7 @@ def remember(path, row):
     "Add an answer (a dict of `KEYS`) to the file `path`, and see it to the disk."
     _append(path, json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
-
+# %% ../../nbs/15_prompts/04_expansion.ipynb #29f3d806
 def _append(path, data):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def _fetch(model, revision, path):
         raise Refused(f"model {model}", why, then + "where the prompts were expanded") from error
     return folder, folder.name
 
-
+# %% ../../nbs/15_prompts/04_expansion.ipynb #36adbe49
 def load(folder, device=None):
     "The language model in `folder`, and its tokenizer."
     import torch
@@ -189,7 +189,7 @@ def answers(prompts, model=MODEL, cache=None, device=None, revision=None, max_to
         known |= _ask(*load(folder, device), left, facts, path, max_tokens)
     return {prompt: known[prompt, name, revision, asked] for prompt in prompts}
 
-
+# %% ../../nbs/15_prompts/04_expansion.ipynb #963c056d
 def _ask(model, tokenizer, prompts, facts, path, max_tokens):
     "Ask for all of `prompts`, keep what is good, and name what is not."
     from localdpo.ground.progress import progress

@@ -28,7 +28,7 @@ class Prompt(_Named):
 def as_prompts(prompts):
     "A list of texts, or of dicts with `id` and `prompt`, as prompts; each id once, each text in order."
     if isinstance(prompts, (str, Path, dict)):
-        then = "pass a list, such as [text]; localdpo.sampling.videos.read_prompts reads a file"
+        then = "pass a list, such as [text]; localdpo.prompts.files.read_prompts reads a file"
         raise Refused(f"prompts {str(prompts)[:60]!r}", "are not a list", then)
     return checked((getattr(entry, "place", None), _row(entry)) for entry in prompts)
 
@@ -38,7 +38,7 @@ def _row(entry):
         return entry._asdict() | dict(short=entry.short)
     return dict(id=entry, prompt=entry) if isinstance(entry, str) else entry
 
-
+# %% ../../nbs/15_prompts/02_files.ipynb #18dcefe2
 def checked(rows):
     "The prompts in `rows`, each with the place where it stands, if that is in a file."
     found, then = {}, "write it as an id and a prompt, or leave it out"

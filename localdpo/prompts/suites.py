@@ -22,7 +22,6 @@ from ..ground.errors import Refused
 from ..ground.words import check_whole, near
 from . import files
 from .lists import DIMENSIONS, NUMBERS, vbench, videojam
-from ..sampling import videos
 
 # %% ../../nbs/15_prompts/01_suites.ipynb #5aa469d1
 class Entry(NamedTuple):
@@ -69,7 +68,7 @@ def sprite_specs(kind, split="test"):
             column[place] += cost[place]
     return tuple(order)
 
-
+# %% ../../nbs/15_prompts/01_suites.ipynb #ae5898e5
 def _sprites(kind, count, split):
     specs = sprite_specs(kind, split)
     if count > len(specs):
@@ -127,7 +126,7 @@ def as_prompts(entries, form="short"):
             raise Refused(f"{entry.id}, {entry.prompt[:60]!r}", "has no expanded prompt", then)
     field = "prompt" if form == "short" else "expanded"
     rows = [dict(id=entry.id, prompt=getattr(entry, field), short=entry.prompt) for entry in entries]
-    return videos.as_prompts(rows)
+    return files.as_prompts(rows)
 
 # %% ../../nbs/15_prompts/01_suites.ipynb #a7d8faae
 def save(entries, path):
@@ -166,7 +165,7 @@ def _entry(place, row):
         raise Refused(place, "has an about that is not an object", then)
     return Entry(**row)
 
-
+# %% ../../nbs/15_prompts/01_suites.ipynb #dce09d20
 def read(path):
     "The entries in a file that `save` wrote."
     check_suffix(path)

@@ -46,7 +46,7 @@ def _files(folder):
     found = (file for file in folder.rglob("*") if file.suffix.lower() in VIDEOS and file.is_file())
     return sorted(file for file in found if not file.name.startswith("."))
 
-
+# %% ../../nbs/50_sampling/03_folders.ipynb #3946c442
 def _listed(folder, form):
     "The videos that the manifest in `folder` lists: (id, Video); None if there is no manifest."
     file = folder / "manifest.json"
@@ -69,7 +69,7 @@ def _listed(folder, form):
             raise Refused(file, f"lists {name!r}, which lies outside {folder}", "list videos inside the folder alone")
     return [(id, Video(name, folder / name, prompt, fps, sha, form=its)) for id, name, prompt, its, sha in rows]
 
-
+# %% ../../nbs/50_sampling/03_folders.ipynb #c6af119e
 def find_videos(sources, prompts=None, form="short"):
     """The videos in `sources` (folders and files), with prompts from the file `prompts`; and what else should be known.
 
@@ -123,7 +123,7 @@ def _rows(path, form):
     return [(place, str(row.get(names[0]) or ""), *chosen(row | dict(prompt=row.get(names[1])), form))
             for place, row in rows]  # fmt: skip
 
-
+# %% ../../nbs/50_sampling/03_folders.ipynb #ef2387d3
 def _with_prompts(found, path, form):
     """The videos `found`, (id, Video), with the prompts in the file, and what should be known of them.
 

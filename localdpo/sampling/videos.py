@@ -119,7 +119,7 @@ def _settings(backbone, adapter, size, steps, cfg_scale, fps, batch, lossless):
 
 SHARE = 0.5  # of the free memory that latents and pixels may take
 
-
+# %% ../../nbs/50_sampling/01_videos.ipynb #4e393bde
 def _check_size(backbone, size, batch):
     "Refuse videos whose latents and pixels alone need more than `SHARE` of the free memory of the device."
     latents, pixels = math.prod(backbone.latent_shape(*size)), 3 * math.prod(size)

@@ -54,7 +54,7 @@ def change(frames):
 
 AT_ONCE = 2**20  # pixels of the frames that are looked at together, so that long and large films need little memory
 
-
+# %% ../../nbs/60_scoring/02_measures.ipynb #b11d7d71
 def in_parts(frames, more):
     "A few of `frames` at a time, with as many `more` of those that follow."
     some = max(1, AT_ONCE // (frames.shape[1] * frames.shape[2]))
@@ -217,7 +217,7 @@ def _alike(frames):
     light = grey(frames)
     return [similarity(light[:-1], light[1:])]
 
-
+# %% ../../nbs/60_scoring/02_measures.ipynb #00b318e2
 class Measures(_Reasons):
     "Seven numbers a video that no network had a part in."
 
@@ -262,7 +262,7 @@ def _reader():
     reader = attributes.load()
     return reader, hashlib.sha256(attributes.WEIGHTS.read_bytes()).hexdigest()[:16]
 
-
+# %% ../../nbs/60_scoring/02_measures.ipynb #f96364fb
 class Attributes(Scorer):
     "Whether a sprite clip shows the words of its prompt: 1 or 0 a word, and their mean."
 

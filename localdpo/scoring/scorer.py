@@ -21,7 +21,7 @@ from ..ground.errors import Refused
 # %% ../../nbs/60_scoring/01_scorer.ipynb #49f2f965
 PROVENANCE = ("scorer", "checkpoint", "revision", "preprocessing", "pooling", "prompt")
 
-
+# %% ../../nbs/60_scoring/01_scorer.ipynb #92d856e1
 class Scorer(ABC):
     "Gives a video one number for each of its `columns`."
 
@@ -143,7 +143,7 @@ def score_video(scorer, frames, prompt, fps):
         known, problems, {column: _numbered(scorer, column, values, frames, fps) for column, values in each.items()}
     )
 
-
+# %% ../../nbs/60_scoring/01_scorer.ipynb #db30f5f1
 def outside(scorer, column, value):
     "Why `value` cannot be a score in `column`, or an empty text; NaN is not a value, and lies nowhere."
     low, high = scorer.ranges.get(column, (-math.inf, math.inf))

@@ -34,7 +34,7 @@ def key(sha256, prompt, facts):
     "What the scores of a video depend on; the `prompt` is None for a scorer that does not read it."
     return hashlib.sha256(json.dumps([sha256, prompt, facts]).encode()).hexdigest()[:20]
 
-
+# %% ../../nbs/60_scoring/05_table.ipynb #8211fb7d
 class Known:
     "What the journal at `path` says: the `facts` of videos by checksum, and by key what was `said` of them (`Seen`)."
 
@@ -129,7 +129,7 @@ def _read(path):
 
 BESIDE = "provenance.json", "partial.jsonl"  # the endings of the files beside a table
 
-
+# %% ../../nbs/60_scoring/05_table.ipynb #33a0cd8f
 def beside(out, ending):
     return out.with_name(f"{out.stem}.{ending}")
 
@@ -175,7 +175,7 @@ def _lost(out, rows):
             if row[column] not in ("", None) and now.get(row["video"], {}).get(column) is None:
                 yield column, row["video"]
 
-
+# %% ../../nbs/60_scoring/05_table.ipynb #fbff5e85
 def keep(out, rows, names, facts, others=None, whole=True):
     """Write the table of `rows` to `out`, and `others` (path, rows, names); `facts` say what they were made with.
 
@@ -216,7 +216,7 @@ def _aside(path, why):
     os.replace(path, old)
     return f"{path}: {why}; it is kept as {old.name}"
 
-
+# %% ../../nbs/60_scoring/05_table.ipynb #1cee2056
 def _write(path, data):
     with paths.atomic(path) as temporary:
         temporary.write_bytes(data)

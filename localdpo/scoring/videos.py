@@ -97,7 +97,7 @@ def _case(one, panel, facts, known):
     to_say = tuple(name for name in panel.able if name in keys and keys[name] not in known.said)
     return Case(one, sha256, fault, keys, to_say, bool(sha256) and sha256 not in known.facts)
 
-
+# %% ../../nbs/60_scoring/04_videos.ipynb #bbbc1cb3
 def _key(one, sha256, facts, scorer, known):
     "By what the journal knows the scores of a video; of a scorer that is not asked for, whichever of the two it has."
     keys = [table.key(sha256, prompt, facts) for prompt in (one.prompt, None)]

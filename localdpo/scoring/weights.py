@@ -136,7 +136,7 @@ class Source(NamedTuple):
         told = dict.fromkeys(_release(self.repository, name, path) for name, path in found)
         return f"{', '.join(told)} ({'as published' if self.sha256 else 'not pinned'})"
 
-
+# %% ../../nbs/60_scoring/06_weights.ipynb #84953842
 def _release(repository, name, path):
     folder = f"models--{repository.replace('/', '--')}"  # of the hub's cache: FOLDER/snapshots/COMMIT/NAME
     if folder in path.parts:

@@ -92,7 +92,7 @@ def krippendorff(ratings, level="nominal", order=None, draws=2000, seed=0):
         raise Refused(f"{len(kinds)} different ratings", "are too many to count pairs of", "round them first")
     return _with_interval(lambda weights: _krippendorff(kinds, counts, weights, level), len(counts), draws, seed)
 
-
+# %% ../../nbs/70_stats/04_agreement.ipynb #4dd77d76
 def paired_items(ratings):
     "How many items have two ratings or more, of how many."
     several = [len(row) > 1 for row in _rows(ratings)]

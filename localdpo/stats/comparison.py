@@ -80,7 +80,7 @@ class Comparison:
 
     __str__ = printed
 
-
+# %% ../../nbs/70_stats/05_comparison.ipynb #60808130
 def _order(first, second, reference):
     return (second, first) if first == reference else (first, second)
 
@@ -90,7 +90,7 @@ class Together(dict):
 
     lacking = {}
 
-
+# %% ../../nbs/70_stats/05_comparison.ipynb #bcc45682
 def compare(table, columns, reference, lower=(), missing="refuse", draws=9_999, seed=0):
     "Compare the methods of a long `table` in `columns`; in those of `lower` less is better."
     lacking = table.lacking if isinstance(table, Together) else {}

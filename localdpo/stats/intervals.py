@@ -128,7 +128,7 @@ def bca(means, draws=10_000, seed=0, level=0.95):
     ends = (z0 + z for z in (-reach(n, level), reach(n, level)))
     return tuple(centre + at(moved, _below(z0 + end / (1 - a * end))) for end in ends)
 
-
+# %% ../../nbs/70_stats/01_intervals.ipynb #f0340955
 def mean_interval(values, prompts=None, draws=10_000, seed=0, level=0.95):
     "The mean over prompts with its BCa interval; values of one prompt are drawn together."
     means = per_prompt(values, prompts)

@@ -59,7 +59,7 @@ def _by_column(rows):
             raise Refused(f"row {i + 1} of the table", why, "pass a list of dicts, a dict of columns, or a csv file")
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
-
+# %% ../../nbs/70_stats/02_paired.ipynb #09593d3d
 def _number(value, name, row):
     try:
         return float("nan" if value in (None, "") else value)
@@ -77,7 +77,7 @@ class Matched:
     scores: dict
     dropped: tuple  # a line for each score that was not there
 
-
+# %% ../../nbs/70_stats/02_paired.ipynb #0c07cbc4
 def matched(table, column, methods=None, missing="refuse"):
     'The scores in `column` of the prompts and seeds that every method has; `missing` may be "drop".'
     table = read(table)
@@ -117,7 +117,7 @@ def matched(table, column, methods=None, missing="refuse"):
     scores = {method: np.array([found[method, *video][1] for video in kept]) for method in methods}
     return Matched(column, *(np.array(part) for part in zip(*kept, strict=True)), scores, lines)
 
-
+# %% ../../nbs/70_stats/02_paired.ipynb #f78b65db
 def _said(method, prompt, seed):
     return f"{method}, prompt {prompt!r}, seed {seed}"
 

@@ -111,7 +111,7 @@ class Ranking:
     def __str__(self):
         return "\n".join(f"{i + 1}. {method}  {self.strength(method)}" for i, method in enumerate(self.methods))
 
-
+# %% ../../nbs/70_stats/03_ranking.ipynb #f78d43d7
 def rank(votes, *drawn, prior=0.0, draws=1000, seed=0):
     "Rank methods by `votes`; `drawn` are the prompts, and perhaps the raters, that the votes belong to."
     if not 0 <= prior < float("inf"):

@@ -53,7 +53,7 @@ def notes(table):
 def _cell(text):
     return str(text).replace("|", r"\|")  # which would begin another cell
 
-
+# %% ../../nbs/70_stats/06_tables.ipynb #7049bc4e
 def _head(column):
     return column.replace("_", " ")  # a name to read; the csv has the one to look up
 
@@ -81,7 +81,7 @@ def _escaped(text):
         .replace("|", "$|$")
     )
 
-
+# %% ../../nbs/70_stats/06_tables.ipynb #ce082d16
 def tex(table):
     arrows = [r"$\downarrow$" if column in table.lower else r"$\uparrow$" for column in table.columns]
     heads = [f"{_escaped(_head(column))} {arrow}" for column, arrow in zip(table.columns, arrows, strict=True)]

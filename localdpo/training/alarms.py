@@ -70,7 +70,7 @@ class Watch:
             return "lower beta or the learning rate"
         return f"logits are as large as {largest:.0f}: lower beta (localdpo train --probe-beta suggests one)"
 
-
+# %% ../../nbs/40_training/08_alarms.ipynb #5886c303
 LARGE = 5.0  # at this logit a pair has a hundredth of the pull that it had at zero
 
 

@@ -56,7 +56,7 @@ class Probe:
         found = tuple(self.beta[term] for term in recipe.betas if term in self.beta)
         return found[0] if len(found) == 1 else found or None
 
-
+# %% ../../nbs/40_training/10_beta.ipynb #7e456b51
 def probe_beta(backbone, pairs, recipe, config=None, steps=12):
     "Train a few steps that are not kept, and suggest a beta for each term from the logits of the later half."
     config = (config or TrainConfig()).filled(backbone)

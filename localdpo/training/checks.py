@@ -78,7 +78,7 @@ def _whole(kind, asked):
         why = "would split weights that fit on each device whole; only the adapter has gradients, and it is small"
         raise Refused(kind, why, "launch with accelerate launch --multi_gpu, or torchrun")
 
-
+# %% ../../nbs/40_training/06_checks.ipynb #f6b80db9
 def check(backbone, pairs, recipe, config, world, folder):
     "Refuse what cannot become a run of `world` processes in `folder`."
     if config.compile and backbone.device.type != "cuda":

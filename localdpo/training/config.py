@@ -18,7 +18,7 @@ from ..ground.words import check_seed
 def _setting(default, help, **options):
     return field(default=default, metadata=dict(help=help, **options))
 
-
+# %% ../../nbs/40_training/05_config.ipynb #cd964a38
 @dataclass(frozen=True)
 class TrainConfig:
     "The settings of a training run."
@@ -87,7 +87,7 @@ class TrainConfig:
         "What must stay the same when a run goes on: the settings that its numbers depend on."
         return {s.name: getattr(self, s.name) for s in dataclasses.fields(self) if s.name != "out" and not _free(s)}
 
-
+# %% ../../nbs/40_training/05_config.ipynb #96e7427b
 def tiny(backbone):
     "Whether `backbone` is one of the tiny models, whose name or folder says so."
     return Path(backbone.name).name.startswith("tiny-")

@@ -140,7 +140,7 @@ def advance(optimiser, named, config, step):
         optimiser.zero_grad()
     return norm
 
-
+# %% ../../nbs/40_training/03_loop.ipynb #42335bb7
 @contextlib.contextmanager
 def proven(backbone, passes):
     "Fail unless the policy's `passes` in here were each computed a second time, for the backward pass."

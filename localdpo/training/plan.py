@@ -149,7 +149,7 @@ def _count(number):
 def _bytes(number):
     return f"{number / 2**30:.1f} GiB" if number > 2**29 else f"{number / 2**20:.0f} MiB"
 
-
+# %% ../../nbs/40_training/09_plan.ipynb #1018b0b9
 def _span(seconds):
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -98,7 +98,7 @@ def weights_file(name, path=None):
         raise WeightsMissing(name, None, path, AGAIN)
     return path
 
-
+# %% ../../../nbs/60_scoring/critics/01_critic.ipynb #78d412d2
 def load(name, path=None):
     "The trained critic `name`: the package's own, or that of `path`."
     critic, path = Critic(name), weights_file(name, path)

@@ -48,7 +48,7 @@ def _coarsen(frames, strength, rng):
 
 BROKEN = {"smeared": _smear, "shuffled": _shuffle, "bent": _bend, "coarse": _coarsen}
 
-
+# %% ../../../nbs/60_scoring/critics/02_flaws.ipynb #384d8067
 def break_region(frames, way, strength, rng, tries=20):
     "The clip `frames` with a random region that is broken in one of the ways of `BROKEN`, and the region."
     if way not in BROKEN or not 0 <= strength <= 1:

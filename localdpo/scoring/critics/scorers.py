@@ -75,7 +75,7 @@ class CriticA(Scorer):
             prompt="its six words, for TA and Overall",
         )
 
-
+# %% ../../../nbs/60_scoring/critics/04_scorers.ipynb #fc12ddb5
 class CriticB(CriticA):
     "The marks of critic-b, which judges."
 

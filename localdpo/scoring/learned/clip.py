@@ -89,7 +89,7 @@ def from_open_clip(state):
         made |= _renamed(key, tensor)
     return made
 
-
+# %% ../../../nbs/60_scoring/learned/02_clip.ipynb #c71d1ecc
 def _renamed(key, tensor):
     if key in _ENDS:
         return {_ENDS[key]: tensor.T.contiguous() if key in ("visual.proj", "text_projection") else tensor}
@@ -182,7 +182,7 @@ class HPSv20(_Fit):
     preprocessing = "longer side 224 (bicubic, antialiased, floats), padded with black, CLIP mean and std"
     pixels, layout, inside = staticmethod(padded_pixels), staticmethod(from_open_clip), "state_dict"
 
-
+# %% ../../../nbs/60_scoring/learned/02_clip.ipynb #b62b3872
 class HPSv21(HPSv20):
     "Human Preference Score v2.1; not to be compared with v2.0."
 

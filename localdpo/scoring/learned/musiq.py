@@ -70,7 +70,7 @@ class Bottleneck(nn.Module):
     def _step(self, i, x):
         return self.norms[i](self.convs[i](x))
 
-
+# %% ../../../nbs/60_scoring/learned/03_musiq.ipynb #cdae2615
 class Musiq(nn.Module):
     "MUSIQ with one output; values of 0 to 1 go in."
 
@@ -125,7 +125,7 @@ _LAYER = {
     "mlp.fc2": "linear2",
 }
 
-
+# %% ../../../nbs/60_scoring/learned/03_musiq.ipynb #273344ef
 def from_pyiqa(state):
     "The state dict of MUSIQ as pyiqa publishes it, under our names; unknown keys stay as they are."
     made, packed = {}, {}

@@ -71,7 +71,7 @@ class Published(Scorer):
         for start in range(0, len(x), self.batch):
             yield x[start : start + self.batch]
 
-
+# %% ../../../nbs/60_scoring/learned/06_published.ipynb #03fd8264
 def features(output):
     "The tensor in what `get_image_features` returns: transformers 5 wraps it in an object."
     return getattr(output, "pooler_output", output)

@@ -159,7 +159,7 @@ def _is_used(name, names):
     three = (f"{start}.base_layer.weight", f"{start}.lora_A.default.weight", f"{start}.lora_B.default.weight")
     return start != name and all(part in names for part in three)
 
-
+# %% ../../../nbs/60_scoring/learned/04_videoalign.ipynb #f7c3c193
 def settings(path):
     "The scale of the LoRA, and mean and deviation of each score, in a `model_config.json` that asks for what is done here."
     try:
@@ -194,12 +194,14 @@ EXPECTED = dict(
     output_dim=1,
     use_special_tokens=True,
 )
+
+
 NORMS = dict(VQ=(3.6757, 2.2476), MQ=(1.1646, 1.3811), TA=(2.8105, 2.5121))
 
 # %% ../../../nbs/60_scoring/learned/04_videoalign.ipynb #6ff88611
 _DIMENSIONS = ("vq", "mq", "ta", "overall")
 
-
+# %% ../../../nbs/60_scoring/learned/04_videoalign.ipynb #5b2e3d3f
 class VideoAlign(Published):
     "VideoReward of VideoAlign: VQ, MQ, TA and their sum, raw and normalised."
 

@@ -61,7 +61,7 @@ class Compared(nn.Module):
             x = layer(x)
         return self.conv2(x)
 
-
+# %% ../../../nbs/60_scoring/vbench/04_amt.ipynb #6dea140e
 class Mixed(nn.Module):
     "A residual block in which the last `side` channels are also treated alone."
 

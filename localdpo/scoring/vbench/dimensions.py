@@ -92,7 +92,7 @@ def moves(flow, shorter):
     speed = flow.square().sum(0).sqrt().flatten()
     return bool(speed.topk(int(len(speed) * 0.05)).values.mean() > 6 * shorter / 256)
 
-
+# %% ../../../nbs/60_scoring/vbench/01_dimensions.ipynb #3bd21f02
 class DynamicDegree(Published):
     "VBench's dynamic degree, 1 or 0, by RAFT."
 

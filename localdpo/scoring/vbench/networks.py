@@ -47,6 +47,8 @@ class Dino(nn.Module):
 
 
 _DINO = {"cls_token": "first", "pos_embed": "places", "patch_embed.proj.": "embed.", "norm.": "norm."}
+
+# %% ../../../nbs/60_scoring/vbench/05_networks.ipynb #79b74bc5
 _IN_BLOCK = {
     "attn.qkv.": "self_attn.in_proj_",
     "attn.in_proj_": "self_attn.in_proj_",
@@ -83,7 +85,7 @@ def from_dino(state):
 def quick_gelu(x):
     return x * torch.sigmoid(1.702 * x)
 
-
+# %% ../../../nbs/60_scoring/vbench/05_networks.ipynb #684708b0
 class ViClip(nn.Module):
     "ViCLIP: videos of `frames` frames and prompts in one space."
 
@@ -122,7 +124,7 @@ class ViClip(nn.Module):
             x = layer(x, src_mask=mask, is_causal=True)
         return F.normalize(self.text_after(x[0, -1]) @ self.text_out, dim=-1)
 
-
+# %% ../../../nbs/60_scoring/vbench/05_networks.ipynb #7d3f0813
 _VICLIP = {
     "vision_encoder.class_embedding": "first",
     "vision_encoder.positional_embedding": "places",

@@ -102,7 +102,7 @@ class Memory(nn.Module):
             state = (1 - update) * state + update * new
         return state
 
-
+# %% ../../../nbs/60_scoring/vbench/03_raft.ipynb #81e19efe
 class Raft(nn.Module):
     "RAFT, the larger of the two published sizes; values of 0 to 255 go in."
 
@@ -139,7 +139,7 @@ class Raft(nn.Module):
 
 LEAST = 128  # below, the smallest of the four sizes has a side of one point, and nothing lies between points
 
-
+# %% ../../../nbs/60_scoring/vbench/03_raft.ipynb #9662838e
 def _filled(*pictures):
     height, width = pictures[0].shape[-2:]
     if min(height, width) < LEAST:

@@ -41,7 +41,7 @@ SEMANTIC = {
     "overall_consistency": Dimension(0, 0.364),
 }
 
-
+# %% ../../../nbs/60_scoring/vbench/02_totals.ipynb #23931e7a
 def _weighed(values, dimensions, score):
     lost = [name for name in dimensions if not math.isfinite(values.get(name, math.nan))]
     if lost:
