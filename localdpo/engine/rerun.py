@@ -29,6 +29,21 @@ from ..ground.errors import Failed, Refused
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "Optional": Optional}
 
 
+def _kind(node):
+    if isinstance(node, ast.Constant) and node.value is None:
+        return None
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):  # "int" in quotes is the name of a type, too
+        return _kind(ast.parse(node.value, mode="eval").body)
+    if isinstance(node, ast.Name):
+        return TYPES[node.id]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _kind(node.left) | _kind(node.right)
+    if isinstance(node, ast.Subscript):
+        inner = tuple(map(_kind, node.slice.elts)) if isinstance(node.slice, ast.Tuple) else _kind(node.slice)
+        return _kind(node.value)[inner]
+    raise LookupError(ast.unparse(node))
+
+
 @dataclass(frozen=True)
 class Parameter:
     "One parameter: its name, declared type, default and the comment behind it."
@@ -40,7 +55,7 @@ class Parameter:
 
     @property
     def adapter(self):
-        return TypeAdapter(eval(self.declared, {"__builtins__": {}}, TYPES))  # names outside TYPES do not resolve
+        return TypeAdapter(_kind(ast.parse(self.declared, mode="eval").body))
 
     def __str__(self):
         return f"{self.name}: {self.declared} = {self.default!r}" + (f"  # {self.help}" if self.help else "")
@@ -260,28 +275,22 @@ def run(notebook, out, values=None, *, cell_timeout=None):
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are refusals here
     # papermill saves this one cell by cell: a glimpse of a run under way
     working = out.with_name(f".{out.stem}-running.ipynb")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        working.touch()
-    except OSError as problem:
-        raise Refused(
-            out, f"cannot be written ({problem.strerror})", "choose a folder that is yours and has room"
-        ) from problem
-    error = None
-    try:
-        with _surroundings(out.stem) as sockets:
-            papermill.execute_notebook(
-                notebook, working, values, kernel_name="python3", language="python", kernel_manager_class=_kernel_manager(sockets),
-                progress_bar=sys.stderr.isatty() and {"desc": notebook.stem, "leave": False}, cwd=Path.cwd(), start_timeout=120, execution_timeout=cell_timeout,
-            )  # fmt: skip
-    except Exception as problem:
-        error = problem
-    finally:
-        if text := working.read_text(encoding="utf-8"):
-            nb = nbformat.reads(_without_places(text), as_version=4)
-            nb.metadata["localdpo"] = info.provenance()
-            paths.write_text(out, nbformat.writes(nb) + "\n")
-        working.unlink()
+    with leases.alone(working, out):
+        error = None
+        try:
+            with _surroundings(out.stem) as sockets:
+                papermill.execute_notebook(
+                    notebook, working, values, kernel_name="python3", language="python", kernel_manager_class=_kernel_manager(sockets),
+                    progress_bar=sys.stderr.isatty() and {"desc": notebook.stem, "leave": False}, cwd=Path.cwd(), start_timeout=120, execution_timeout=cell_timeout,
+                )  # fmt: skip
+        except Exception as problem:
+            error = problem
+        finally:
+            if text := working.read_text(encoding="utf-8"):
+                nb = nbformat.reads(_without_places(text), as_version=4)
+                nb.metadata["localdpo"] = info.provenance()
+                paths.write_text(out, nbformat.writes(nb) + "\n")
+            working.unlink()
     if error:
         raise _failure(error, notebook, out) from error
     return out

@@ -173,7 +173,8 @@ def finish(out, jobs, key, begun):
     paths.write_text(out / "manifest.json", sealed(manifest))
     if others := len(list((out / "videos").glob("[!.]*.mp4"))) - len(videos):
         print(f"{out}: the manifest lists the {len(videos)} videos that were asked for, and not {others} others there")
-    for folder in ("videos", "records"):
-        for leftover in (out / folder).glob(".*"):  # of workers that were killed
+    names = {job.name for job in jobs}  # what lies there under other names may belong to somebody at work
+    for leftover in [*(out / "videos").glob(".*"), *(out / "records").glob(".*")]:
+        if leftover.name[1:].rpartition("-")[0] in names:  # of workers that were killed
             leftover.unlink(missing_ok=True)
     return manifest

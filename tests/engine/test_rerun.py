@@ -58,6 +58,37 @@ def test_a_parameters_cell_that_leaves_doubt_is_refused(notebook, source, reason
         rerun.parameters(notebook(source))
 
 
+STRANGE = [  # annotations that do something when they are evaluated
+    "n: [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Popen'][0](['touch', {!r}]) = 1",
+    "n: (lambda: [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Popen'][0](['touch', {!r}]))() = 1",
+    "n: int[[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Popen'][0](['touch', {!r}])] = 1",
+    "n: __import__('pathlib').Path({!r}).touch() = 1",
+]
+
+
+@pytest.mark.parametrize("source", STRANGE)
+def test_listing_parameters_runs_nothing_of_the_notebook(notebook, tmp_path, source):
+    trace = tmp_path / "trace"
+    path = notebook(source.format(str(trace)))
+    with pytest.raises(Refused, match="is not a type that a parameter can have"):
+        rerun.parameters(path)
+    time.sleep(0.2)  # for a process that was started
+    assert not trace.exists()
+
+
+def test_a_second_run_into_the_same_file_is_refused_and_the_first_ends_well(notebook, tmp_path):
+    begun, out = tmp_path / "begun", tmp_path / "out.ipynb"
+    path = notebook("n: int = 1", f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(3)\n7 * n")
+    first = subprocess.Popen([sys.executable, "-m", "localdpo.cli", "rerun", path, out], stderr=subprocess.DEVNULL)
+    while not begun.exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(Refused, match="out.ipynb: is being written by another process"):
+        rerun.run(path, out)
+    assert first.wait() == 0 and nbformat.read(out, 4).cells[-1].outputs[0]["data"]["text/plain"] == "7"
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_every_kind_of_parameter_is_seen(notebook):
     # papermill's own inspection loses annotations with | or quotes in them
     source = '"What this does."\na: int | None = None\nb: list[str] = ["x"]\nc: Optional[float] = 0.5  # share, 0 to 1\nd: dict[str, int] = {}  # é #2\ne: "int" = 3'

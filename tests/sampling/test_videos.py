@@ -208,6 +208,16 @@ def test_more_seeds_and_prompts_add_to_a_folder(tiny, tmp_path, made):
     assert contents(tmp_path / "at once") == contents(tmp_path / "out")
 
 
+def test_only_its_own_leftovers_are_swept(tiny, tmp_path):
+    "A sampler with more prompts may be at work in the same folder."
+    videos = tmp_path / "out" / "videos"
+    videos.mkdir(parents=True)
+    own, others = videos / ".p0_seed0-abcdefgh.mp4", videos / ".p1_seed0-abcdefgh.mp4"
+    own.touch(), others.touch()
+    sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
+    assert not own.exists() and others.exists()
+
+
 @pytest.mark.parametrize(
     "other, said",
     [
