@@ -40,6 +40,30 @@ _DDIM = dict(
     clip_sample=False,
 )
 
+# %% ../../nbs/20_backbones/07_full_size.ipynb #6d0c6a32
+_WAN = dict(
+    num_attention_heads=12,
+    attention_head_dim=128,
+    num_layers=30,
+    ffn_dim=8960,
+    in_channels=16,
+    out_channels=16,
+    text_dim=4096,
+    freq_dim=256,
+    patch_size=(1, 2, 2),
+    cross_attn_norm=True,
+    qk_norm="rms_norm_across_heads",
+    rope_max_seq_len=1024,
+)
+_WAN_VAE = dict(
+    base_dim=96,
+    z_dim=16,
+    dim_mult=[1, 2, 4, 4],
+    num_res_blocks=2,
+    temperal_downsample=[False, True, True],
+)
+_UNIPC = dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
 # %% ../../nbs/20_backbones/07_full_size.ipynb #b6ac1067
 PUBLISHED = {
     "cogvideox-2b": {
@@ -56,37 +80,9 @@ PUBLISHED = {
         "scheduler": ("CogVideoXDDIMScheduler", _DDIM | dict(snr_shift_scale=1.0)),
     },
     "wan2.1-1.3b": {
-        "transformer": (
-            "WanTransformer3DModel",
-            dict(
-                num_attention_heads=12,
-                attention_head_dim=128,
-                num_layers=30,
-                ffn_dim=8960,
-                in_channels=16,
-                out_channels=16,
-                text_dim=4096,
-                freq_dim=256,
-                patch_size=(1, 2, 2),
-                cross_attn_norm=True,
-                qk_norm="rms_norm_across_heads",
-                rope_max_seq_len=1024,
-            ),
-        ),
-        "vae": (
-            "AutoencoderKLWan",
-            dict(
-                base_dim=96,
-                z_dim=16,
-                dim_mult=[1, 2, 4, 4],
-                num_res_blocks=2,
-                temperal_downsample=[False, True, True],
-            ),
-        ),
-        "scheduler": (
-            "UniPCMultistepScheduler",
-            dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        ),
+        "transformer": ("WanTransformer3DModel", _WAN),
+        "vae": ("AutoencoderKLWan", _WAN_VAE),
+        "scheduler": ("UniPCMultistepScheduler", _UNIPC),
     },
 }
 

@@ -21,9 +21,9 @@ from ..ground.errors import Refused
 # %% ../../nbs/60_scoring/01_scorer.ipynb #49f2f965
 PROVENANCE = ("scorer", "checkpoint", "revision", "preprocessing", "pooling", "prompt")
 
-# %% ../../nbs/60_scoring/01_scorer.ipynb #92d856e1
-class Scorer(ABC):
-    "Gives a video one number for each of its `columns`."
+# %% ../../nbs/60_scoring/01_scorer.ipynb #243ae343
+class _Announced(ABC):
+    "What a scorer is called, what it reads, and what its numbers are made with."
 
     name: str
     columns: tuple[str, ...]
@@ -39,6 +39,18 @@ class Scorer(ABC):
         "Whether a score depends on the prompt: True also where only some columns do, and the others need none."
         return self.needs_prompt
 
+    @abstractmethod
+    def provenance(self) -> dict[str, str]:
+        "What the numbers are made with: a text for each of `PROVENANCE`. Loads no weights."
+
+    def weights(self) -> list[Path]:
+        "The files that the first video will need; raises one `WeightsMissing` for all that are not here."
+        return []
+
+# %% ../../nbs/60_scoring/01_scorer.ipynb #92d856e1
+class Scorer(_Announced):
+    "Gives a video one number for each of its `columns`."
+
     def score(self, frames, prompt, fps) -> dict[str, float]:
         "The value of every column for the video `frames`, bytes `[T,H,W,3]`."
         return self.pooled(self.per_frame(frames, prompt, fps), frames, prompt, fps)
@@ -51,10 +63,6 @@ class Scorer(ABC):
     def pooled(self, each, frames, prompt, fps) -> dict[str, float]:
         "The value of every column, made of what `per_frame` said (`each`), or of the frames themselves."
 
-    @abstractmethod
-    def provenance(self) -> dict[str, str]:
-        "What the numbers are made with: a text for each of `PROVENANCE`. Loads no weights."
-
     def numbers(self, column, count, frames, fps) -> range:
         "Which frames the `count` values of `column` belong to: if the first has none before it, the others."
         return range(len(frames) - count, len(frames))
@@ -62,10 +70,6 @@ class Scorer(ABC):
     def reason(self, column, frames, prompt, fps) -> str:
         "Why `column` has no finite value for this video."
         return "is not finite"
-
-    def weights(self) -> list[Path]:
-        "The files that the first video will need; raises one `WeightsMissing` for all that are not here."
-        return []
 
 # %% ../../nbs/60_scoring/01_scorer.ipynb #871e747f
 SCORERS = {

@@ -29,10 +29,10 @@ def ranks(scores, lower=False):
 
     return dict(sorted(((name, (mean, better(mean))) for name, mean in means.items()), key=lambda item: item[1][1]))
 
-# %% ../../nbs/70_stats/05_comparison.ipynb #b3147f51
+# %% ../../nbs/70_stats/05_comparison.ipynb #683ae7d5
 @dataclass(frozen=True)
-class Comparison:
-    "Methods in columns, the tests between them, and how both are printed."
+class _Tested:
+    "Methods in columns, and the tests between them."
 
     reference: str
     methods: tuple
@@ -65,6 +65,11 @@ class Comparison:
     def settled(self, column):
         "Whether the best of a column is better than the second by more than noise."
         return self.differs(column, *_order(self.best(column), self.second(column), self.reference))
+
+# %% ../../nbs/70_stats/05_comparison.ipynb #b3147f51
+@dataclass(frozen=True)
+class Comparison(_Tested):
+    "Methods in columns, the tests between them, and how both are printed."
 
     def printed(self, kind="md"):
         "The table as text: `md`, `tex`, or `csv` with every number."

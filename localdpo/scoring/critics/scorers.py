@@ -26,12 +26,10 @@ def _misfit(frames):
     size, known = "x".join(map(str, frames.shape[:3])), f"{FRAMES}x{SIZE}x{SIZE}"
     return "" if size == known else f"knows clips of {known}, this one has {size}"
 
-# %% ../../../nbs/60_scoring/critics/04_scorers.ipynb #4a9eb8e6
-class CriticA(Scorer):
-    "The marks of critic-a, which labels pairs."
+# %% ../../../nbs/60_scoring/critics/04_scorers.ipynb #b4c77b42
+class _Critic(Scorer):
+    "A critic of the package, asked for its marks."
 
-    name = "critic-a"
-    columns = "critic_a_vq", "critic_a_mq", "critic_a_ta", "critic_a_overall"
     reads_prompt = True  # for TA and Overall; picture and motion need none
 
     @functools.cached_property
@@ -39,6 +37,28 @@ class CriticA(Scorer):
         from localdpo.scoring.critics import critic as critics
 
         return critics.load(self.name).to(self.device or "cpu")
+
+    def weights(self):
+        from localdpo.scoring.critics.critic import weights_file
+
+        return [weights_file(self.name)]
+
+    def provenance(self):
+        return dict(
+            scorer=self.name,
+            checkpoint=f"localdpo/weights/{self.name}.safetensors",
+            revision=hashlib.sha256(self.weights()[0].read_bytes()).hexdigest()[:16],
+            preprocessing="frames as they are, bytes to -1..1",
+            pooling="VQ, MQ: mean of the frames' marks; TA: the whole clip; Overall: VQ + MQ + TA",
+            prompt="its six words, for TA and Overall",
+        )
+
+# %% ../../../nbs/60_scoring/critics/04_scorers.ipynb #4a9eb8e6
+class CriticA(_Critic):
+    "The marks of critic-a, which labels pairs."
+
+    name = "critic-a"
+    columns = "critic_a_vq", "critic_a_mq", "critic_a_ta", "critic_a_overall"
 
     def pooled(self, each, frames, prompt, fps):
         from localdpo.scoring.critics.critic import meant, understood
@@ -59,21 +79,6 @@ class CriticA(Scorer):
     def reason(self, column, frames, prompt, fps):
         there = f"{prompt!r} is not one" if prompt else "there is no prompt"
         return _misfit(frames) or f"needs a sentence of the sprite world, and {there}"
-
-    def weights(self):
-        from localdpo.scoring.critics.critic import weights_file
-
-        return [weights_file(self.name)]
-
-    def provenance(self):
-        return dict(
-            scorer=self.name,
-            checkpoint=f"localdpo/weights/{self.name}.safetensors",
-            revision=hashlib.sha256(self.weights()[0].read_bytes()).hexdigest()[:16],
-            preprocessing="frames as they are, bytes to -1..1",
-            pooling="VQ, MQ: mean of the frames' marks; TA: the whole clip; Overall: VQ + MQ + TA",
-            prompt="its six words, for TA and Overall",
-        )
 
 # %% ../../../nbs/60_scoring/critics/04_scorers.ipynb #fc12ddb5
 class CriticB(CriticA):

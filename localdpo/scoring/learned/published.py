@@ -15,14 +15,11 @@ from ...ground.devices import place
 from ..scorer import Scorer
 from ..weights import Source, WeightsMissing, together
 
-# %% ../../../nbs/60_scoring/learned/06_published.ipynb #06aa6108
-class Published(Scorer):
-    "A scorer whose published weights are loaded with the first video."
+# %% ../../../nbs/60_scoring/learned/06_published.ipynb #abc87a53
+class _Loaded(Scorer):
+    "A scorer made of parts, which `load` makes of published files."
 
     sources: tuple[Source, ...] = ()
-    preprocessing = ""
-    pooling = "mean of all frames"
-    wording = "not used"
     _parts = None
     _given = False
 
@@ -48,6 +45,14 @@ class Published(Scorer):
 
     def weights(self):
         return [] if self._given else together(*(source.find for source in self.sources))
+
+# %% ../../../nbs/60_scoring/learned/06_published.ipynb #06aa6108
+class Published(_Loaded):
+    "A scorer whose published weights are loaded with the first video."
+
+    preprocessing = ""
+    pooling = "mean of all frames"
+    wording = "not used"
 
     def pooled(self, each, frames, prompt, fps):
         return {column: float(np.mean(each[column])) if column in each else math.nan for column in self.columns}

@@ -201,12 +201,11 @@ NORMS = dict(VQ=(3.6757, 2.2476), MQ=(1.1646, 1.3811), TA=(2.8105, 2.5121))
 # %% ../../../nbs/60_scoring/learned/04_videoalign.ipynb #6ff88611
 _DIMENSIONS = ("vq", "mq", "ta", "overall")
 
-# %% ../../../nbs/60_scoring/learned/04_videoalign.ipynb #5b2e3d3f
-class VideoAlign(Published):
-    "VideoReward of VideoAlign: VQ, MQ, TA and their sum, raw and normalised."
+# %% ../../../nbs/60_scoring/learned/04_videoalign.ipynb #3a851daa
+class _VideoReward(Published):
+    "What VideoReward is made of, and how its files are read."
 
     name, needs_prompt = "videoalign", True
-    columns = tuple(f"videoalign_{d}_{kind}" for kind in ("raw", "norm") for d in _DIMENSIONS)
     preprocessing = "2 frames a second (even, at least 4), sides multiples of 28, at most 448x448 pixels, float32"
     pooling = "none: the model sees the video as a whole"
     wording = "unchanged, in VideoAlign's rubric"
@@ -231,6 +230,12 @@ class VideoAlign(Published):
         if rows <= words.token_to_id(MARKS[-1]):
             raise Refused(tokens, f"has more tokens than the {rows} of {weights.name}", "use the one of the checkpoint")
         return model, words, text, norms
+
+# %% ../../../nbs/60_scoring/learned/04_videoalign.ipynb #5b2e3d3f
+class VideoAlign(_VideoReward):
+    "VideoReward of VideoAlign: VQ, MQ, TA and their sum, raw and normalised."
+
+    columns = tuple(f"videoalign_{d}_{kind}" for kind in ("raw", "norm") for d in _DIMENSIONS)
 
     @torch.inference_mode()
     def pooled(self, each, frames, prompt, fps):

@@ -92,6 +92,18 @@ def moves(flow, shorter):
     speed = flow.square().sum(0).sqrt().flatten()
     return bool(speed.topk(int(len(speed) * 0.05)).values.mean() > 6 * shorter / 256)
 
+# %% ../../../nbs/60_scoring/vbench/01_dimensions.ipynb #9dd7a21f
+def _stride(fps):
+    return max(1, round(fps / 8))
+
+
+def _too_few(frames, fps):
+    if not fps:
+        return "needs to know the frames a second"
+    if len(frames[:: _stride(fps)]) < 3:
+        return "needs three frames at about 8 a second (of two, VBench calls all dynamic)"
+    return f"needs frames of {raft.LEAST} pixels" if min(frames.shape[1:3]) < raft.LEAST else ""
+
 # %% ../../../nbs/60_scoring/vbench/01_dimensions.ipynb #3bd21f02
 class DynamicDegree(Published):
     "VBench's dynamic degree, 1 or 0, by RAFT."
@@ -112,15 +124,15 @@ class DynamicDegree(Published):
 
     @torch.inference_mode()
     def per_frame(self, frames, prompt, fps):
-        if self._unfit(frames, fps):
+        if _too_few(frames, fps):
             return {}
         (model,), device = self.parts, place(self.device)
-        some = floats(frames[:: max(1, round(fps / 8))], device)
+        some = floats(frames[:: _stride(fps)], device)
         pairs = zip(some[:-1, None], some[1:, None], strict=True)
         return dict(dynamic_degree=np.array([moves(model(*pair)[0], min(some.shape[-2:])) for pair in pairs], float))
 
     def numbers(self, column, count, frames, fps):
-        step = max(1, round(fps / 8))
+        step = _stride(fps)
         return range(step, step * count + 1, step)
 
     def pooled(self, each, frames, prompt, fps):
@@ -129,15 +141,8 @@ class DynamicDegree(Published):
         pairs = each["dynamic_degree"]
         return dict(dynamic_degree=float(pairs.sum() >= round(4 * (len(pairs) + 1) / 16)))
 
-    def _unfit(self, frames, fps):
-        if not fps:
-            return "needs to know the frames a second"
-        if len(frames[:: max(1, round(fps / 8))]) < 3:
-            return "needs three frames at about 8 a second (of two, VBench calls all dynamic)"
-        return f"needs frames of {raft.LEAST} pixels" if min(frames.shape[1:3]) < raft.LEAST else ""
-
     def reason(self, column, frames, prompt, fps):
-        return self._unfit(frames, fps) or "is not finite"
+        return _too_few(frames, fps) or "is not finite"
 
 # %% ../../../nbs/60_scoring/vbench/01_dimensions.ipynb #940874c9
 class MotionSmoothness(Published):
