@@ -24,7 +24,8 @@ from localdpo.miniature import models
 from localdpo.pairs.toys import ToyPairs
 from localdpo.training import alarms, checkpoints, loop
 from localdpo.training.config import TrainConfig
-from localdpo.training.loop import draws, gradient, train
+from localdpo.training.loop import gradient, train
+from localdpo.training.order import draws
 from localdpo.training.runs import find_adapter
 
 SMALL = dict(steps=12, batch=4, micro_batch=2, rank=4, lr=1e-3, warmup=2, save_every=1, keep=2)
