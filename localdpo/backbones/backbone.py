@@ -72,36 +72,11 @@ def load(name_or_path, device=None, dtype=None):
         ) from error
     return family(pipeline, str(name_or_path))
 
-# %% ../../nbs/20_backbones/01_backbone.ipynb #2e9e574a
-class Backbone:
-    "A text-to-video diffusion model with frozen weights; families fill in what differs."
+# %% ../../nbs/20_backbones/01_backbone.ipynb #d26da0e1
+class _Sizes:
+    "Which clips a model takes, and the shape of their latents."
 
-    vae_dtype = None  # that of the transformer
     frames_step = 4  # clips have a multiple of this many frames, and one
-
-    def __init__(self, pipeline, name):
-        self.pipeline, self.name = pipeline, name
-        self.transformer, self.vae, self.text_encoder = pipeline.transformer, pipeline.vae, pipeline.text_encoder
-        for part in (self.transformer, self.vae, self.text_encoder):
-            part.requires_grad_(False).eval()
-        self.temporal, self.spatial = pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial
-        self.channels = self.transformer.config.in_channels
-
-    @property
-    def device(self):
-        return self.transformer.device
-
-    @property
-    def dtype(self):
-        return self.transformer.dtype
-
-    def __repr__(self):
-        count = sum(p.numel() for p in self.transformer.parameters())
-        return f"{type(self).__name__}({self.name!r}, {count / 1e6:.1f} M parameters, {self.dtype}, {self.device})"
-
-    @classmethod
-    def check_dtype(cls, folder, dtype):
-        "Refuse a number format that the model in `folder` cannot compute in."
 
     def latent_shape(self, frames, height, width):
         "Shape `(C, T', H', W')` of the latents of a clip; refuses sizes that the autoencoder would cut or pad in silence."
@@ -121,6 +96,10 @@ class Backbone:
                     f"crop or resize to {below} or {below + self.multiple}",
                 )
         return self.channels, (frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial
+
+# %% ../../nbs/20_backbones/01_backbone.ipynb #96bd8c5a
+class _Latents(_Sizes):
+    "From clips to latents and back."
 
     def _pixels(self, frames):
         frames = torch.as_tensor(frames)
@@ -150,6 +129,10 @@ class Backbone:
         pixels = self.vae.decode(self.unscale(latents.float()).to(self.vae.dtype)).sample
         return ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).movedim(1, -1)
 
+# %% ../../nbs/20_backbones/01_backbone.ipynb #99802972
+class _Text:
+    "From prompts to tokens."
+
     def tokens(self, prompts):
         "The tokens of `prompts`, padded to the length the transformer was trained with; one that is longer is refused (`read_caption` cuts it)."
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -172,6 +155,10 @@ class Backbone:
                 )
         return (torch.tensor(found[key], device=self.device) for key in ("input_ids", "attention_mask"))
 
+# %% ../../nbs/20_backbones/01_backbone.ipynb #fddabaec
+class _Reference:
+    "The model as it was before the tuning."
+
     @contextlib.contextmanager
     def reference(self):
         "Inside, predictions are those of the model before tuning: its adapters are off. Call no `backward` in here."
@@ -187,6 +174,10 @@ class Backbone:
             self.transformer.requires_grad_(False)  # enable_adapters wakes every adapter, not only those in training
             for p in trained:
                 p.requires_grad_(True)
+
+# %% ../../nbs/20_backbones/01_backbone.ipynb #0d477453
+class _Walk:
+    "From noise to latents, step by step."
 
     def single_steps(self, steps=50):
         "A sampler whose steps have no memory, so that latents may be edited in between."
@@ -211,6 +202,10 @@ class Backbone:
                 latents = each(i, latents)
         return latents
 
+# %% ../../nbs/20_backbones/01_backbone.ipynb #5184c639
+class _Generation(_Walk):
+    "From prompts to clips."
+
     @torch.no_grad()
     def generate(self, prompts, *, seed=0, steps=50, cfg_scale=6.0, size=None, batch=32):
         """Clips (bytes, `[N,T,H,W,3]`) for `prompts`, of `size` (frames, height, width; the model's own by default).
@@ -231,3 +226,33 @@ class Backbone:
             latents = self.denoise(noise, self.embed(some), self.sampler(steps), cfg_scale)
             clips.append(self.decode(latents).cpu())
         return torch.cat(clips)
+
+# %% ../../nbs/20_backbones/01_backbone.ipynb #2e9e574a
+class Backbone(_Latents, _Text, _Reference, _Generation):
+    "A text-to-video diffusion model with frozen weights; families fill in what differs."
+
+    vae_dtype = None  # that of the transformer
+
+    def __init__(self, pipeline, name):
+        self.pipeline, self.name = pipeline, name
+        self.transformer, self.vae, self.text_encoder = pipeline.transformer, pipeline.vae, pipeline.text_encoder
+        for part in (self.transformer, self.vae, self.text_encoder):
+            part.requires_grad_(False).eval()
+        self.temporal, self.spatial = pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial
+        self.channels = self.transformer.config.in_channels
+
+    @property
+    def device(self):
+        return self.transformer.device
+
+    @property
+    def dtype(self):
+        return self.transformer.dtype
+
+    def __repr__(self):
+        count = sum(p.numel() for p in self.transformer.parameters())
+        return f"{type(self).__name__}({self.name!r}, {count / 1e6:.1f} M parameters, {self.dtype}, {self.device})"
+
+    @classmethod
+    def check_dtype(cls, folder, dtype):
+        "Refuse a number format that the model in `folder` cannot compute in."

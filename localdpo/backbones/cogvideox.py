@@ -15,9 +15,9 @@ from .backbone import Backbone
 from ..ground.errors import Refused
 from ..ground.noise import generator
 
-# %% ../../nbs/20_backbones/02_cogvideox.ipynb #85936465
-class CogVideoX(Backbone):
-    "CogVideoX-2B, CogVideoX-5B and their miniatures."
+# %% ../../nbs/20_backbones/02_cogvideox.ipynb #d7e6c18f
+class _CogVideoXParts(Backbone):
+    "The sizes, the latents and the text of CogVideoX."
 
     frames_step = 8  # its autoencoder works on pairs of latent frames: from two latents it makes eight frames, not five
 
@@ -53,6 +53,10 @@ class CogVideoX(Backbone):
         ids, _ = self.tokens(prompts)
         return self.text_encoder(ids)[0]
 
+# %% ../../nbs/20_backbones/02_cogvideox.ipynb #82ca32a1
+class _CogVideoXNoise(_CogVideoXParts):
+    "What CogVideoX is shown in training, and what it should say."
+
     def draw_timesteps(self, *, seed, ids, visits, shift=None):
         "A uniform timestep for each id; with `shift`, as noisy as a schedule with that `snr_shift_scale` has it there."
         draws = [generator(seed=seed, id=i, visit=v, purpose="timestep") for i, v in zip(ids, visits, strict=True)]
@@ -78,6 +82,10 @@ class CogVideoX(Backbone):
         "The latents that a prediction stands for."
         signal, rest = self._signal(t)
         return signal * noisy - rest * prediction
+
+# %% ../../nbs/20_backbones/02_cogvideox.ipynb #85936465
+class CogVideoX(_CogVideoXNoise):
+    "CogVideoX-2B, CogVideoX-5B and their miniatures."
 
     def predict(self, noisy, t, text):
         "The velocity at the timesteps `t` `[B]`, in float32."

@@ -13,9 +13,9 @@ import torch
 from .backbone import Backbone
 from ..ground.noise import generator
 
-# %% ../../nbs/20_backbones/03_wan.ipynb #e6ffb73e
-class Wan(Backbone):
-    "Wan2.1-T2V-1.3B and its miniature."
+# %% ../../nbs/20_backbones/03_wan.ipynb #d675bdc8
+class _WanParts(Backbone):
+    "The sizes, the latents and the text of Wan."
 
     vae_dtype = torch.float32  # its autoencoder loses visibly in 16 bits
 
@@ -39,6 +39,10 @@ class Wan(Backbone):
         "Features of the prompts, zero after the end of each."
         ids, mask = self.tokens(prompts)
         return self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
+
+# %% ../../nbs/20_backbones/03_wan.ipynb #e6ffb73e
+class Wan(_WanParts):
+    "Wan2.1-T2V-1.3B and its miniature."
 
     def draw_timesteps(self, *, seed, ids, visits, shift=1.0):
         "A logit-normal timestep for each id, between 0 and 1000."

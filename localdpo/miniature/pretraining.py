@@ -90,6 +90,30 @@ def rate(step, steps, warmup=50, hold=0.5):
     "Share of the full learning rate at `step` of `steps`."
     return min((step + 1) / warmup, 1, (steps - step) / (steps * (1 - hold)))
 
+# %% ../../nbs/25_miniature/03_pretraining.ipynb #1519a38a
+def _stepped(parts, loss, optimiser, step):
+    parts.train()
+    value, metrics = loss(step)
+    value.backward()
+    nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+    return dict(loss=value.item(), **metrics)
+
+
+def _follow(smooth, parts, keep):
+    for name, weight in parts.state_dict().items():
+        smooth[name].lerp_(weight, 1 - keep) if weight.is_floating_point() else smooth[name].copy_(weight)
+
+# %% ../../nbs/25_miniature/03_pretraining.ipynb #6822cedb
+def _saved(folder, setting):
+    if not (saved := folder / "state.pt").exists():
+        return None
+    state = torch.load(saved, weights_only=True, map_location="cpu")
+    if state["setting"] != setting:
+        raise Refused(saved, f"was begun with {state['setting']}, not {setting}", "use those, or another folder")
+    return state
+
 # %% ../../nbs/25_miniature/03_pretraining.ipynb #ef907d0c
 def fit(modules, loss, folder, steps, lr, every=100, measure=None, average=0.998):
     """Train `modules` (a dict) in place on `loss(step) -> (loss, metrics)`; returns the lines of the log.
@@ -101,10 +125,7 @@ def fit(modules, loss, folder, steps, lr, every=100, measure=None, average=0.998
     optimiser = Muon(parts.values(), lr)
     smooth = {name: value.clone() for name, value in parts.state_dict().items()}
     log, start, setting = [], 0, dict(steps=steps, lr=lr, average=average)
-    if (saved := folder / "state.pt").exists():
-        state = torch.load(saved, weights_only=True, map_location="cpu")
-        if state["setting"] != setting:
-            raise Refused(saved, f"was begun with {state['setting']}, not {setting}", "use those, or another folder")
+    if state := _saved(folder, setting):
         parts.load_state_dict(state["weights"])
         optimiser.load_state_dict(state["optimiser"])
         smooth, log, start = state["smooth"], state["log"], state["step"]
@@ -113,17 +134,9 @@ def fit(modules, loss, folder, steps, lr, every=100, measure=None, average=0.998
     for step in progress(range(start, steps), folder.name, unit="step"):
         for group in optimiser.param_groups:
             group["lr"] = lr * rate(step, steps)
-        parts.train()
-        value, metrics = loss(step)
-        value.backward()
-        nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        keep = min(average, (step + 1) / (step + 10))  # at the start the average is young and follows quickly
-        for name, weight in parts.state_dict().items():
-            smooth[name].lerp_(weight, 1 - keep) if weight.is_floating_point() else smooth[name].copy_(weight)
-        for name, metric in dict(loss=value.item(), **metrics).items():
+        for name, metric in _stepped(parts, loss, optimiser, step).items():
             seen.setdefault(name, []).append(float(metric))
+        _follow(smooth, parts, min(average, (step + 1) / (step + 10)))  # a young average follows quickly
         if (step + 1) % every == 0 or step + 1 == steps:
             trained = {name: weight.clone() for name, weight in parts.state_dict().items()}
             parts.load_state_dict(smooth)
@@ -132,18 +145,8 @@ def fit(modules, loss, folder, steps, lr, every=100, measure=None, average=0.998
             log.append(line)
             seen = {}
             parts.load_state_dict(trained)
-            _write(
-                folder,
-                log,
-                dict(
-                    step=step + 1,
-                    setting=setting,
-                    weights=trained,
-                    smooth=smooth,
-                    log=log,
-                    optimiser=optimiser.state_dict(),
-                ),
-            )
+            state = dict(step=step + 1, setting=setting, weights=trained, smooth=smooth, log=log)
+            _write(folder, log, state | dict(optimiser=optimiser.state_dict()))
     parts.load_state_dict(smooth)
     parts.eval()
     return log

@@ -50,11 +50,9 @@ def _layer(inner, outer, kernel):
     convolution = nn.Conv2d(inner, outer, kernel, stride=2, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outer), nn.ReLU())
 
-# %% ../../nbs/25_miniature/02_reader.ipynb #a8684dbb
-class Reader(nn.Module):
-    "Reads the six words of a clip; `load` gives one that was trained."
-
-    facts = {}  # how it was trained, and how often it was right
+# %% ../../nbs/25_miniature/02_reader.ipynb #859ab3df
+class _Network(nn.Module):
+    "From clips to logits, and what lies on the way."
 
     def __init__(self):
         super().__init__()
@@ -79,6 +77,12 @@ class Reader(nn.Module):
 
     def _details(self, frames):
         return self._maps(frames).mean((-1, -2)).view(-1, FRAMES, 64).mean(1)
+
+# %% ../../nbs/25_miniature/02_reader.ipynb #a8684dbb
+class Reader(_Network):
+    "Reads the six words of a clip; `load` gives one that was trained."
+
+    facts = {}  # how it was trained, and how often it was right
 
     def _each(self, call, frames):
         frames = checked(frames).to(self.say.weight.device)

@@ -117,9 +117,9 @@ class Update(nn.Module):
     def _leaky(self, conv, x):
         return F.leaky_relu(conv(x), 0.1)
 
-# %% ../../../nbs/60_scoring/vbench/04_amt.ipynb #a947d276
-class Amt(nn.Module):
-    "AMT-S: the frame in the middle between two, in values of 0 to 1; sides are multiples of 16."
+# %% ../../../nbs/60_scoring/vbench/04_amt.ipynb #effd6619
+class _Layers(nn.Module):
+    "The layers of AMT-S."
 
     def __init__(self, widths=(20, 32, 44, 56), side=20, guesses=3, radius=3):
         super().__init__()
@@ -144,6 +144,32 @@ class Amt(nn.Module):
             nn.Conv2d(6 * guesses, 3, 3, 1, 1),
         )
         self.blend = nn.Sequential(*blend)
+
+# %% ../../../nbs/60_scoring/vbench/04_amt.ipynb #4fcf7151
+class _Sides(_Layers):
+    "What is done with the two frames before the flows are found, and after."
+
+    def _pyramid(self, x):
+        found = []
+        for layer in self.encoder:
+            x = layer(x)
+            found.append(x)
+        return found
+
+    def _blended(self, first, second, left, right, made, mean):
+        n = self.guesses
+        to_left, to_right, mask, rest = made.split([2 * n, 2 * n, n, 3 * n], 1)
+        flows = [more + 2 * scaled(flow, 2).repeat(1, n, 1, 1) for more, flow in ((to_left, left), (to_right, right))]
+        flows = [flow.unflatten(1, (n, 2)).flatten(0, 1) for flow in flows]
+        sides = [p.repeat_interleave(n, 0) for p in (first, second)]
+        one, two = (fetched(p, flow).unflatten(0, (-1, n)) for p, flow in zip(sides, flows, strict=True))
+        mask = mask.sigmoid()[:, :, None]
+        guesses = mask * one + (1 - mask) * two + mean[:, None] + rest.unflatten(1, (n, 3))
+        return (guesses.mean(1) + self.blend(guesses.flatten(1, 2))).clamp(0, 1)
+
+# %% ../../../nbs/60_scoring/vbench/04_amt.ipynb #a947d276
+class Amt(_Sides):
+    "AMT-S: the frame in the middle between two, in values of 0 to 1; sides are multiples of 16."
 
     def forward(self, first, second):
         mean = torch.cat([first, second], 2).mean((1, 2, 3), keepdim=True)
@@ -172,24 +198,6 @@ class Amt(nn.Module):
             if step < 2:
                 flow, x = made[:, :4] + 2 * scaled(flow, 2), made[:, 4:]
         return self._blended(first, second, left, right, made, mean)
-
-    def _pyramid(self, x):
-        found = []
-        for layer in self.encoder:
-            x = layer(x)
-            found.append(x)
-        return found
-
-    def _blended(self, first, second, left, right, made, mean):
-        n = self.guesses
-        to_left, to_right, mask, rest = made.split([2 * n, 2 * n, n, 3 * n], 1)
-        flows = [more + 2 * scaled(flow, 2).repeat(1, n, 1, 1) for more, flow in ((to_left, left), (to_right, right))]
-        flows = [flow.unflatten(1, (n, 2)).flatten(0, 1) for flow in flows]
-        sides = [p.repeat_interleave(n, 0) for p in (first, second)]
-        one, two = (fetched(p, flow).unflatten(0, (-1, n)) for p, flow in zip(sides, flows, strict=True))
-        mask = mask.sigmoid()[:, :, None]
-        guesses = mask * one + (1 - mask) * two + mean[:, None] + rest.unflatten(1, (n, 3))
-        return (guesses.mean(1) + self.blend(guesses.flatten(1, 2))).clamp(0, 1)
 
 # %% ../../../nbs/60_scoring/vbench/04_amt.ipynb #69eac094
 _AMT = (
