@@ -57,7 +57,8 @@ def main(args):
         entries = expand(entries, args.expand, device=args.device, **options)
     rows = [entry._asdict() for entry in entries]
     if args.form == "expanded":
-        rows = [prompt._asdict() | dict(short=prompt.short) for prompt in as_prompts(entries, "expanded")]
+        prompts = as_prompts(entries, "expanded")
+        rows = [dict(id=prompt.id, prompt=prompt.prompt, short=prompt.short) for prompt in prompts]
     if not args.out:
         print(*(json.dumps(row, ensure_ascii=False) for row in rows), sep="\n")
         return

@@ -6,23 +6,21 @@
 __all__ = ['Prompt', 'as_prompts', 'checked', 'read_prompts']
 
 # %% ../../nbs/15_prompts/02_files.ipynb #d4b650b8
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from ..clips.captions import caption_fault, caption_rows
 from ..ground.errors import Refused
 
 # %% ../../nbs/15_prompts/02_files.ipynb #745d7162
-class _Named(NamedTuple):
+@dataclass(frozen=True)
+class Prompt:
+    "What a video shall show, and the name by which it is known; two are equal when both of these are."
+
     id: str
     prompt: str
-
-
-class Prompt(_Named):
-    "What a video shall show, and the name by which it is known; `place` is file and line, if it was read."
-
-    place = None
-    short = None  # the few words that a long prompt says at length
+    short: str | None = field(default=None, compare=False)  # the few words that a long prompt says at length
+    place: str | None = field(default=None, compare=False)  # file and line, if it was read
 
 
 def as_prompts(prompts):
@@ -35,7 +33,7 @@ def as_prompts(prompts):
 
 def _row(entry):
     if isinstance(entry, Prompt):
-        return entry._asdict() | dict(short=entry.short)
+        return dict(id=entry.id, prompt=entry.prompt, short=entry.short)
     return dict(id=entry, prompt=entry) if isinstance(entry, str) else entry
 
 # %% ../../nbs/15_prompts/02_files.ipynb #18dcefe2
@@ -46,7 +44,7 @@ def checked(rows):
         place = file_place or f"prompt {i}"
         if not isinstance(row, dict):
             raise Refused(place, row if isinstance(row, str) else f"is a {type(row).__name__}", then)
-        if missing := [name for name in Prompt._fields if name not in row]:
+        if missing := [name for name in ("id", "prompt") if name not in row]:
             columns = ", ".join(map(str, row)) or "none"
             raise Refused(place, f"has no {missing[0]}; it has {columns}", "give each prompt an id and a prompt")
         id, text = row["id"], row["prompt"]
@@ -57,12 +55,11 @@ def checked(rows):
             raise Refused(place, f"has the id {id!r}", "use a short text or a whole number")
         if (short := row.get("short") or None) and (fault := caption_fault(short)):
             raise Refused(place, fault.replace("caption", "short prompt"), "write a text, or leave it out")
-        prompt = Prompt(id.strip(), text.strip())
-        prompt.short = short and short.strip()
+        prompt = Prompt(id.strip(), text.strip(), short and short.strip(), file_place)
         if prompt.id in found:
             why = f"has the id {prompt.id[:60]!r}, as {found[prompt.id][0]} has"
             raise Refused(place, why, "give each prompt an id of its own; for more videos of one, use more seeds")
-        prompt.place, found[prompt.id] = file_place, (place, prompt)
+        found[prompt.id] = (place, prompt)
     if not found:
         raise Refused("the prompts", "are an empty list", "give one at least")
     return [prompt for _, prompt in found.values()]

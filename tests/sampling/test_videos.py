@@ -21,6 +21,7 @@ from localdpo.clips import pools
 from localdpo.ground.errors import Failed, Refused
 from localdpo.ground.seals import unsealed
 from localdpo.media import video
+from localdpo.prompts.files import Prompt
 from localdpo.sampling import records, videos
 from localdpo.sampling.videos import as_prompts, read_prompts, sample
 from localdpo.training import checkpoints
@@ -505,9 +506,10 @@ def test_prompts_are_read_from_texts_rows_and_tables(tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_bytes(text.encode())
     red, blue = "a red disc", "a blue ring, turning"
-    assert read_prompts(tmp_path / "a.txt") == [(red, red), (blue, blue)] == as_prompts([red, blue])
-    assert read_prompts(tmp_path / "a.jsonl") == read_prompts(tmp_path / "a.csv") == [("7", red), ("ü/1", blue)]
-    assert as_prompts([dict(id=7, prompt=red), blue]) == [("7", red), (blue, blue)]
+    assert read_prompts(tmp_path / "a.txt") == [Prompt(red, red), Prompt(blue, blue)] == as_prompts([red, blue])
+    named = [Prompt("7", red), Prompt("ü/1", blue)]
+    assert read_prompts(tmp_path / "a.jsonl") == read_prompts(tmp_path / "a.csv") == named
+    assert as_prompts([dict(id=7, prompt=red), blue]) == [Prompt("7", red), Prompt(blue, blue)]
 
 
 @pytest.mark.parametrize(
