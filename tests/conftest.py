@@ -67,7 +67,10 @@ def edit(path, old, new):
 def checkout(tmp_path):
     "A copy of the checkout to break things in."
     root, files = paths.root(), "settings.ini pyproject.toml environment.yml constraints.txt README.md LICENSE"
-    for name in [*"nbs localdpo .github reports/README.md THIRD_PARTY.md CITATION.cff".split(), *files.split()]:
+    for name in [
+        *"nbs localdpo .github reports/README.md THIRD_PARTY.md CITATION.cff tests/test_floors.py".split(),
+        *files.split(),
+    ]:
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         copy(root / name, tmp_path / name)

@@ -444,7 +444,7 @@ def test_an_empty_mask_is_refused_by_the_number_of_its_sample(maps, mask):
         (lambda e, m: ra_dpo(e, m, ALPHA[:2], BETA), r"noise_alpha of shape \(2,\)"),
         (lambda e, m: ra_dpo(e, m, 0.8, BETA), r"noise_alpha of shape \(\)"),
         (lambda e, m: ra_dpo(e, m, ALPHA - 0.1, BETA), r"noise_alpha of sample 0, 1: is outside of \(0.75, 0.95\)"),
-        (lambda e, m: ra_dpo(e, m, ALPHA * float("nan"), BETA), "noise_alpha.*no numbers"),
+        (lambda e, m: ra_dpo(e, m, ALPHA * float("nan"), BETA), "noise_alpha.*not numbers"),
         (lambda e, m: ra_dpo(e, m, ALPHA, BETA, (0.95, 0.75)), "alpha_range.*empty"),
         (lambda e, m: dpo(e, 0), "beta 0"),
         (lambda e, m: dpo(e, float("nan")), "beta nan"),

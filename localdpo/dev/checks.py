@@ -74,10 +74,10 @@ def install_hooks(root):
 # %% ../../nbs/99_dev/01_checks.ipynb #25e3efdb
 def faults(root):
     "Every fault of the checkout."
-    found, due = export_faults(root) + readme_faults(root) + pin_faults(root), pages.debts(root)
+    found = export_faults(root) + readme_faults(root) + pin_faults(root)
     for path in notebooks(root):
         found += pages.output_faults(path) + pages.opening_faults(path)
-    return found + [said for key, said in pages.page_faults(root, notebooks(root)).items() if key not in due]
+    return found + list(pages.page_faults(root, notebooks(root)).values())
 
 
 def main(word="faults"):
@@ -85,8 +85,6 @@ def main(word="faults"):
     root = paths.root()
     if word == "readme":
         write_readme(root)
-        if (root / "nbs" / "debts.txt").exists():
-            paths.write_text(root / "nbs" / "debts.txt", pages.still_due(root, notebooks(root)))
     elif word == "pins":
         write_pins(root)
     elif word == "hooks":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOTAL', 'LINES', 'APPENDIX', 'IMAGE', 'notebooks', 'title', 'output_faults', 'opening_faults', 'long_cells',
-           'is_appendix', 'linked', 'opens_with_a_picture', 'page_faults', 'debts', 'still_due']
+           'is_appendix', 'linked', 'opens_with_a_picture', 'page_faults']
 
 # %% ../../nbs/99_dev/04_pages.ipynb #fa3f97b3
 import json
@@ -131,14 +131,3 @@ def page_faults(root, pages):
                     "give it a number at the end of its folder"
                 )
     return faults
-
-# %% ../../nbs/99_dev/04_pages.ipynb #4e13f10e
-def debts(root):
-    "The faults that are known and still to be mended."
-    file = root / "nbs" / "debts.txt"
-    return set(file.read_text().splitlines()) if file.exists() else set()
-
-
-def still_due(root, pages):
-    "The text of `nbs/debts.txt` without what has been mended."
-    return "".join(f"{debt}\n" for debt in sorted(debts(root) & set(page_faults(root, pages))))

@@ -85,8 +85,8 @@ def _parameter(statement, lines, where):
         )
     try:
         default = ast.literal_eval(statement.value)
-    except ValueError:
-        why = f"`{source}` is computed, and would not be computed again for a value that is passed in"
+    except (ValueError, MemoryError, RecursionError):
+        why = f"`{source[:80]}` is computed, and would not be computed again for a value that is passed in"
         raise Refused(where, why, "write a literal here and derive the rest in a later cell") from None
     comment = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode().partition("#")[2]
     parameter = Parameter(statement.target.id, ast.unparse(statement.annotation), default, comment.strip())
@@ -98,7 +98,7 @@ def _parameter(statement, lines, where):
         known = ", ".join(TYPES)
         raise Refused(
             where,
-            f"`{parameter.declared}` is not a type that a parameter can have",
+            f"`{parameter.declared[:80]}` is not a type that a parameter can have",
             f"use {known}, list[...], or `... | None`",
         ) from None
     return parameter
@@ -123,8 +123,9 @@ def parameters(notebook):
     lines = tagged[0].source.splitlines()
     try:
         body = ast.parse(tagged[0].source).body
-    except SyntaxError as error:
-        raise Refused(notebook, f"its parameters cell is not Python ({error})", "mend the cell") from None
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        why = f"its parameters cell is not Python that can be read ({str(error) or type(error).__name__})"
+        raise Refused(notebook, why, "mend the cell") from None
     body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     found = {}
     for parameter in (_parameter(statement, lines, notebook) for statement in body):

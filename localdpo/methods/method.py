@@ -41,14 +41,22 @@ def names():
     "The methods there are."
     folder = importlib.import_module("localdpo.methods")
     modules = [module.name for module in pkgutil.iter_modules(folder.__path__)]
-    return sorted(name for name in modules if hasattr(importlib.import_module(f"localdpo.methods.{name}"), "METHOD"))
+    return sorted(name for name in modules if hasattr(_module(name), "METHOD"))
+
+
+def _module(name):
+    try:
+        return importlib.import_module(f"localdpo.methods.{name}")
+    except Exception as error:  # somebody's own file, which may hold anything
+        why = f"cannot be imported ({type(error).__name__}: {error})"
+        raise Refused(f"localdpo/methods/{name}.py", why, "mend it, or take it out of the folder") from error
 
 
 def get(name):
     "The method `name`."
     if name not in (known := names()):
         raise Refused(f"recipe {name!r}", "is not the name of a method", f"choose from {', '.join(known)}")
-    return importlib.import_module(f"localdpo.methods.{name}").METHOD
+    return _module(name).METHOD
 
 
 def recipe(name, **settings):

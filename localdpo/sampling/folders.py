@@ -81,6 +81,8 @@ def find_videos(sources, prompts=None, form="short"):
     for source in map(Path, sources):
         if not source.exists():
             raise Refused(source, "does not exist", "name a folder of videos, or a video")
+        if source.suffix.lower() in (".csv", ".parquet", ".json", ".jsonl"):
+            raise Refused(source, "is a table, not a video", f"name a folder with {', '.join(VIDEOS)}")
         listed = _listed(source, form) if source.is_dir() else [(None, Video(source.name, source))]
         if listed is None:
             listed = [(None, Video(file.relative_to(source).as_posix(), file)) for file in _files(source)]

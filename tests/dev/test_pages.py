@@ -105,11 +105,3 @@ def test_appendices_stand_at_the_end_of_their_folder(tmp_path):
     between = write(tmp_path, "a/2_a.ipynb", title=APPENDIX)
     faults = pages.page_faults(tmp_path, sorted([*seen, last, between]))
     assert list(faults) == ["nbs/a/2_a.ipynb place"] and "before 3_a.ipynb" in faults["nbs/a/2_a.ipynb place"]
-
-
-def test_a_debt_leaves_the_list_when_it_is_paid_and_none_joins(tmp_path):
-    one, two = (write(tmp_path, f"{i}.ipynb") for i in (1, 2))
-    (tmp_path / "nbs/debts.txt").write_text("nbs/1.ipynb cells\nnbs/1.ipynb picture\n")
-    assert pages.still_due(tmp_path, [one, two]) == "nbs/1.ipynb picture\n"
-    write(tmp_path, "1.ipynb", title=APPENDIX)
-    assert pages.still_due(tmp_path, [one, two]) == ""

@@ -50,6 +50,7 @@ def test_cleaning_keeps_the_tag(notebook, tmp_path):
         ("n: int = '2'", "is not of its own type"),
         ("n: Path = 'x'", "is not a type"),
         ("n: int = ", "is not Python"),
+        ("n: int = " + "-" * 20_000 + "1", "is not Python|is computed"),
         ("n: int = 1\nn: int = 2", "declares `n` twice"),
     ],
 )
@@ -63,6 +64,8 @@ STRANGE = [  # annotations that do something when they are evaluated
     "n: (lambda: [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Popen'][0](['touch', {!r}]))() = 1",
     "n: int[[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Popen'][0](['touch', {!r}])] = 1",
     "n: __import__('pathlib').Path({!r}).touch() = 1",
+    "n: \"__import__('pathlib').Path({!r}).touch()\" = 1",
+    "n: list[\"__import__('pathlib').Path({!r}).touch()\"] = []",
 ]
 
 

@@ -14,6 +14,7 @@ from conftest import random_model
 import localdpo.methods
 from localdpo import losses, methods
 from localdpo.backbones import adapters
+from localdpo.cli.main import main
 from localdpo.ground.errors import Refused
 from localdpo.ground.noise import normal
 from localdpo.pairs.batch import PairBatch
@@ -100,7 +101,7 @@ def test_an_objective_reads_the_maps_that_its_record_says(name):
     recipe = methods.get(name).recipe
     for left_out in recipe.reads:
         missing = tuple(name for name in recipe.reads if name != left_out)
-        with pytest.raises(Refused, match="cannot be used|error maps without"):
+        with pytest.raises(Refused, match="cannot be used|error maps without|do not belong together"):
             prove(methods.recipe(name).__class__(**vars(recipe) | dict(reads=missing)))
 
 
@@ -127,6 +128,14 @@ def test_the_command_line_offers_what_the_folder_holds(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     assert "toy" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_imported_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken_toy.py").write_text("import no_such_package")
+    monkeypatch.setattr(localdpo.methods, "__path__", [*localdpo.methods.__path__, str(tmp_path)])
+    assert main(["train", "tiny-wan-1.3b", "pairs"]) == 2
+    said = capsys.readouterr().err
+    assert "localdpo/methods/broken_toy.py: cannot be imported (ModuleNotFoundError" in said
 
 
 def test_an_unknown_method_is_refused_with_the_names_there_are():

@@ -458,6 +458,13 @@ def test_a_folder_that_is_not_finished_or_damaged_is_refused(clips):
             find_videos([clips])
 
 
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet", "manifest.json"])
+def test_a_table_is_not_taken_for_a_video(tmp_path, name):
+    (tmp_path / name).write_text("video,sharp\n")
+    with pytest.raises(Refused, match=f"{name}: is a table, not a video"):
+        find_videos([tmp_path / name])
+
+
 @pytest.mark.parametrize("sources", [["nowhere"], ["clips", "no.mp4"], ["empty"]])
 def test_sources_that_are_no_videos_are_refused(clips, sources, monkeypatch):
     monkeypatch.chdir(clips.parent)

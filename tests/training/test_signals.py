@@ -1,31 +1,15 @@
 "A job that a cluster ends keeps every step that it made."
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from test_loop import TOGETHER, alarms, checkpoints, final, run
-
-CHILD = """
-import signal
-name, at, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-def end(read):
-    if read == 2 * at + 2:  # the pairs of step `at` + 1 are being read, after that of the plan
-        os.kill(os.getpid(), getattr(signal, name))
-t.run(out, pairs=t.Pairs(end), save_every=100)
-"""
+from test_loop import alarms, checkpoints, final, program, run
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 @pytest.mark.parametrize("at", [pytest.param(k, marks=[] if k in (0, 3) else pytest.mark.slow) for k in range(7)])
 def test_a_job_that_is_ended_by_a_signal_keeps_its_steps_and_goes_on(tmp_path, name, at):
-    code = TOGETHER.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])]) + CHILD
-    env = os.environ | dict(OMP_NUM_THREADS="1", LOCALDPO_PROGRESS=os.devnull)
-    words = [sys.executable, "-c", code, name, str(at), str(tmp_path / "run")]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = program("ended_run.py", name, at, tmp_path / "run")
     assert "KeyboardInterrupt: " + name in done.stderr and done.returncode not in (0, -getattr(signal, name))
     kept = checkpoints.steps(tmp_path / "run/checkpoints")
     assert f"stopped; {kept[0] if kept else 0} of 12 steps are kept" in done.stdout
