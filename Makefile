@@ -41,10 +41,10 @@ paper: $(READY)  ## rerun the paper (PROFILE=quick) into reports/
 
 PYTEST := $(BIN)/pytest -q -n 2 --durations 15
 
-check: $(READY)  ## lint, notebooks in step with the package, pins, and all short tests: two minutes
+check: $(READY)  ## lint, notebooks in step with the package, pins, and all short tests
 	@$(PYTEST) --dist worksteal -m 'not slow and not long'
 
-test: $(READY)  ## every notebook, and every test but the long ones: ten minutes
+test: $(READY)  ## every notebook, and every test but the long ones
 	@$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(miniature|benchmarks|rerun)$$'
 	@$(PYTEST) --dist worksteal -m 'not long'
 

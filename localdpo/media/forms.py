@@ -147,7 +147,7 @@ def exact():
 
 # %% ../../nbs/91_media/04_forms.ipynb #49ab0daf
 def plain(path, frame, size, convert, first=False):
-    "The pixels of a frame that needs no interpretation, by the `convert`er of its film."
+    "The pixels of a frame that needs no interpretation, by what `convert` makes of it."
     now = f"{frame.width}x{frame.height}"
     if frame.is_corrupt:
         raise cut(path, "a frame is corrupt")

@@ -37,7 +37,7 @@ def _mask(text):
         return name, json.loads(number)
     except ValueError:
         then = 'give name=value, such as static=0.2 "size=[0.2, 0.5]"'
-        raise Refused(f"--mask {text}", "is no setting of masks with its value", then) from None
+        raise Refused(f"--mask {text}", "is not a setting of masks with a value that fits it", then) from None
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #13c25e15
 @dataclass(frozen=True)
