@@ -70,9 +70,9 @@ def pictures(root):
 
 # %% ../../nbs/99_dev/05_readme.ipynb #3220ea3c
 def picture(notebook):
-    "The picture of the cell that says `#| opening`, or the first that the notebook shows."
+    "The picture of the cell tagged `opening`, or the first that the notebook shows."
     cells = nbformat.read(notebook, as_version=4).cells
-    cells.sort(key=lambda cell: "#| opening" not in cell.source.splitlines())
+    cells.sort(key=lambda cell: "opening" not in cell.metadata.get("tags", []))
     shown = (output.get("data", {}).get("image/png") for cell in cells for output in cell.get("outputs", []))
     return base64.b64decode(next(filter(None, shown), ""))
 

@@ -92,10 +92,9 @@ def test_a_page_that_opens_with_a_link_to_its_own_picture_has_the_present_one(ch
 
 def test_a_marked_cell_draws_the_opening_picture(tmp_path):
     nb = nbformat.v4.new_notebook()
-    for source, data in (("x", "AAAA"), ("#| opening\ny", "BBBB"), ("z", "CCCC")):
-        nb.cells.append(
-            nbformat.v4.new_code_cell(source, outputs=[nbformat.v4.new_output("display_data", {"image/png": data})])
-        )
+    for data, tags in (("AAAA", []), ("BBBB", ["opening"]), ("CCCC", [])):
+        shown = nbformat.v4.new_output("display_data", {"image/png": data})
+        nb.cells.append(nbformat.v4.new_code_cell("x", outputs=[shown], metadata={"tags": tags}))
     nbformat.write(nb, tmp_path / "a.ipynb")
     assert readme.picture(tmp_path / "a.ipynb") == base64.b64decode("BBBB")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from localdpo.dev import pages
 from localdpo.engine import rerun
 from localdpo.ground import paths
 from localdpo.ground.errors import Failed, Refused
@@ -107,6 +108,15 @@ def test_nbdev_directives_are_refused(notebook, cell):
     # nbdev skips such cells, papermill runs them
     with pytest.raises(Refused, match="means nothing to papermill"):
         rerun.parameters(notebook("n: int = 1", cell))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [path for path in pages.notebooks(paths.root()) if '"parameters"' in path.read_text()],
+    ids=lambda path: path.stem,
+)
+def test_every_page_with_parameters_can_be_rerun(page):
+    assert rerun.parameters(page)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"cells": 3}'])
