@@ -6,7 +6,9 @@ import functools
 import pty
 import shutil
 import struct
+import sys
 import termios
+from pathlib import Path
 from unittest import mock
 
 import nbformat
@@ -15,6 +17,11 @@ import pytest
 from localdpo.ground import paths
 
 pytest_plugins = ["order"]
+
+
+def program(name, *words):
+    "The command that runs a program of tests/programs with `words`."
+    return [sys.executable, str(Path(__file__).parent / "programs" / name), *map(str, words)]
 
 
 @functools.cache

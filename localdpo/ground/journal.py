@@ -10,20 +10,16 @@ import json
 import os
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from .errors import Refused
 
 # %% ../../nbs/90_ground/06_journal.ipynb #9479d729
 def _lock(file, path):
     "Be the only process that writes `file`, until it is closed or the process ends."
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed with the process, however it ends
-    except ImportError:  # not on every system
-        pass
-    except OSError as error:
+    if not lock_descriptor(file.fileno(), blocking=False):  # freed with the process, however it ends
         file.close()
-        raise Refused(path, "is in use by another process", "wait for it, or write to another file") from error
+        raise Refused(path, "is in use by another process", "wait for it, or write to another file")
 
 
 def _entry(line):

@@ -7,7 +7,6 @@ __all__ = ['LEADER', 'environment', 'sole_run', 'alone', 'job', 'present', 'devi
 
 # %% ../../nbs/90_ground/08_leases.ipynb #34b7f563
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -19,6 +18,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .errors import Refused
 
@@ -34,30 +35,30 @@ def environment(**variables):
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
+# %% ../../nbs/90_ground/08_leases.ipynb #a59d1134
+def _unlockable(path, error, what=None):
+    "The refusal of a lock that cannot be had, on the way to `what`."
+    if path.is_symlink():
+        return Refused(path, "is a link, and a lock is a file of its own", "remove the link")
+    return Refused(
+        what or path.parent, f"cannot be written ({error.strerror})", "choose a folder that is yours and has room"
+    )
+
 
 @contextlib.contextmanager
-def _locked(path, kind, patience=0.0, what=None):
-    "Hold a lock on `path`, on the way to `what`; yields the open file, or None when others kept it for `patience` seconds."
+def _alone(path, patience=0.0, what=None, first=None):
+    "Hold `path` alone, on the way to `what`; yields whether it came free in `patience` seconds. `first` gets its descriptor."
+    lock = FileLock(path, poll_interval=0.1, on_acquired=first, fallback_to_soft=False)  # soft ones outlive a kill -9
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
+        lock.acquire(timeout=patience)
+    except Timeout:
+        pass
     except OSError as error:
-        raise Refused(
-            what or path.parent, f"cannot be written ({error.strerror})", "choose a folder that is yours and has room"
-        ) from error
-    with file:
-        yield file if _got(file, kind, time.monotonic() + patience) else None  # closing the file drops the lock
-
-
-def _got(file, kind, deadline):
-    while True:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.1)
+        raise _unlockable(path, error, what) from error
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 # %% ../../nbs/90_ground/08_leases.ipynb #fa31f6a5
 LEADER = "LOCALDPO_LEADER"  # host:pid:folder of the run that started this step
@@ -67,18 +68,15 @@ LEADER = "LOCALDPO_LEADER"  # host:pid:folder of the run that started this step
 def sole_run(folder, patience=60.0):
     "Be the only run that writes `folder`, for the length of the block."
     folder = Path(folder).resolve()
-    with _locked(folder / ".run", fcntl.LOCK_EX, patience=1.0) as mine:  # a killed run needs a moment to die
-        if mine is None:
+    with _alone(folder / ".run", patience=1.0, first=_sign) as mine:  # a killed run needs a moment to die
+        if not mine:
             raise Refused(
                 folder,
                 f"is being written by another run ({_note(folder / '.run')})",
                 "wait for it, or stop it and give the same command again",
             )
-        mine.truncate(0)
-        json.dump({"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, mine)
-        mine.flush()
-        with _locked(folder / ".steps", fcntl.LOCK_EX, patience) as quiet:
-            if quiet is None:
+        with _alone(folder / ".steps", patience) as quiet:
+            if not quiet:
                 raise Refused(
                     folder,
                     "still has steps of an earlier run at work",
@@ -86,6 +84,13 @@ def sole_run(folder, patience=60.0):
                 )
         with environment(**{LEADER: f"{platform.node()}:{os.getpid()}:{folder}"}):
             yield
+
+
+def _sign(descriptor):
+    "Write into the file that we hold who holds it."
+    note = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(note).encode())
 
 
 def _note(path):
@@ -98,10 +103,35 @@ def _note(path):
 @contextlib.contextmanager
 def alone(path, what):
     "Be the only process that writes `what`, which grows as `path` until it is whole."
-    with _locked(path, fcntl.LOCK_EX, what=what) as mine:
-        if mine is None:
+    with _alone(path, what=what) as mine:
+        if not mine:
             raise Refused(what, "is being written by another process", "wait for it, or name another file")
         yield
+
+# %% ../../nbs/90_ground/08_leases.ipynb #bd30a17f
+@contextlib.contextmanager
+def _together(path, patience):
+    "Hold `path` with others who share it; yields whether whoever held it alone let go in `patience` seconds."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
+    except OSError as error:
+        raise _unlockable(path, error) from error
+    deadline = time.monotonic() + patience
+    with file:  # closing it drops the lock
+        while not (shared := _shared(file)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield shared
+
+
+def _shared(file):
+    import fcntl  # Windows lacks it, and filelock has no shared lock that the system itself drops
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
 
 # %% ../../nbs/90_ground/08_leases.ipynb #026ebbd0
 @contextlib.contextmanager
@@ -112,8 +142,8 @@ def job():
     if not folder:
         yield
         return
-    with _locked(Path(folder) / ".steps", fcntl.LOCK_SH, patience=60.0) as sharing:
-        if sharing is None:
+    with _together(Path(folder) / ".steps", patience=60.0) as sharing:
+        if not sharing:
             raise Refused(folder, "is being taken over by a new run", "let that run make this step")
         if host == platform.node():  # on another host the batch system looks after its jobs
             threading.Thread(target=_end_with, args=(int(pid),), daemon=True).start()
@@ -177,7 +207,7 @@ def devices(count, patience=float("inf")):
         with contextlib.ExitStack() as held:
             mine = []
             for name in names:
-                if len(mine) < count and held.enter_context(_locked(shelf / re.sub(r"\W", "_", name), fcntl.LOCK_EX)):
+                if len(mine) < count and held.enter_context(_alone(shelf / re.sub(r"\W", "_", name))):
                     mine.append(name)
             if len(mine) == count:
                 with environment(CUDA_VISIBLE_DEVICES=",".join(mine)):

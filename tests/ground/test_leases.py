@@ -1,26 +1,33 @@
+import contextlib
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 
 import pytest
+from conftest import program
 
 from localdpo.ground import leases
 from localdpo.ground.errors import Refused
 
-HOLD = "import sys, time; from localdpo.ground import leases\nwith leases.sole_run(sys.argv[1]): print('mine', flush=True); time.sleep(60)"
 
-
-def holder(folder):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "mine\n"
+def holder(kind, where):
+    "A process that holds what is named for a minute, or until it is killed."
+    process = subprocess.Popen(program("holder.py", kind, where, 60), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
     return process
 
 
+@contextlib.contextmanager
+def step_of(folder):
+    "Be a step of a run of `folder` on another host, which no thread watches."
+    with leases.environment(**{leases.LEADER: f"elsewhere:1:{folder}"}), leases.job():
+        yield
+
+
 def test_a_second_run_is_refused_and_told_who_the_first_is(tmp_path):
-    first = holder(tmp_path)
+    first = holder("run", tmp_path)
     with pytest.raises(Refused, match=f"process {first.pid} on"), leases.sole_run(tmp_path):
         pass
     first.kill()
@@ -28,7 +35,7 @@ def test_a_second_run_is_refused_and_told_who_the_first_is(tmp_path):
 
 
 def test_a_killed_run_leaves_no_lock(tmp_path):
-    first = holder(tmp_path)
+    first = holder("run", tmp_path)
     first.kill()
     first.wait()
     with leases.sole_run(tmp_path):
@@ -42,19 +49,14 @@ def test_two_folders_do_not_know_of_each_other(tmp_path):
 
 
 def test_a_step_ends_with_its_run_and_the_next_run_waits_for_that(tmp_path):
-    step = "from localdpo.ground import leases; import time\nwith leases.job(): print('working', flush=True); time.sleep(60)"
-    code = (
-        "import subprocess, sys, time; from localdpo.ground import leases\n"
-        f"with leases.sole_run({str(tmp_path)!r}): print(subprocess.Popen([sys.executable, '-c', {step!r}]).pid, flush=True); time.sleep(60)"
-    )
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(program("holder.py", "run-with-step", tmp_path, 60), stdout=subprocess.PIPE, text=True)
     said = {run.stdout.readline().strip() for _ in range(2)}
-    assert "working" in said
+    assert "held" in said
     with pytest.raises(Refused), leases.sole_run(tmp_path):
         pass
     run.kill()  # and nobody asks for its status: it stays a zombie, as under a launcher or in a container
     with leases.sole_run(tmp_path, patience=30):
-        (pid,) = said - {"working"}
+        (pid,) = said - {"held"}
         deadline = time.monotonic() + 10  # its locks go a moment before it does
         while _runs(pid):
             assert time.monotonic() < deadline
@@ -70,9 +72,7 @@ def _runs(pid):
 
 
 def test_steps_that_do_not_end_are_named_instead_of_waited_for(tmp_path):
-    hold = f"import fcntl, time; f = open({str(tmp_path / '.steps')!r}, 'a'); fcntl.flock(f, fcntl.LOCK_SH); print('held', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "held\n"
+    other = holder("shared", tmp_path / ".steps")
     with pytest.raises(Refused, match="still has steps of an earlier run"), leases.sole_run(tmp_path, patience=0.3):
         pass
     other.kill()
@@ -90,13 +90,7 @@ def test_devices_are_never_shared_and_all_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALDPO_DEVICES", "pytest-a,pytest-b")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     log = tmp_path / "log"
-    code = (
-        "import os, time; from localdpo.ground import leases\n"
-        "with leases.devices(1):\n"
-        f"    device, log = os.environ['CUDA_VISIBLE_DEVICES'], open({str(log)!r}, 'a', buffering=1)\n"
-        "    log.write(f'{time.monotonic()} + {device}\\n'); time.sleep(0.5); log.write(f'{time.monotonic()} - {device}\\n')"
-    )
-    runs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(5)]
+    runs = [subprocess.Popen(program("holder.py", "device", log, 0.5)) for _ in range(5)]
     assert [run.wait(timeout=60) for run in runs] == [0] * 5
     held, used = Counter(), Counter()
     for _, sign, device in sorted(line.split() for line in log.read_text().splitlines()):
@@ -109,16 +103,12 @@ def test_devices_are_never_shared_and_all_are_used(tmp_path, monkeypatch):
 def test_a_killed_holder_gives_its_device_back(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALDPO_DEVICES", "pytest-only")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    code = "import time; from localdpo.ground import leases\nwith leases.devices(1): print('held', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "held\n"
+    other = holder("device", tmp_path / "log")
     other.kill()
     other.wait()
     started = time.monotonic()
-    out = subprocess.run(
-        [sys.executable, "-c", code.replace("time.sleep(60)", "pass")], capture_output=True, text=True, check=True
-    ).stdout
-    assert out == "held\n" and time.monotonic() - started < 10
+    subprocess.run(program("holder.py", "device", tmp_path / "log", 0), stdout=subprocess.DEVNULL, check=True)
+    assert time.monotonic() - started < 10
 
 
 def test_device_0_of_another_slurm_job_is_another_device(monkeypatch):
@@ -160,3 +150,31 @@ def test_a_link_in_the_place_of_the_locks_is_not_followed(tmp_path, monkeypatch)
     with pytest.raises(Refused, match="is a link or belongs to somebody else"), leases.devices(1):
         pass
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name, hold", [(".run", leases.sole_run), (".steps", leases.sole_run), (".steps", step_of)])
+def test_a_link_in_the_place_of_a_lock_is_refused_and_what_it_names_stays(tmp_path, monkeypatch, name, hold):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("years of work")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(precious)
+    with pytest.raises(Refused, match=f"{name}: is a link, and a lock is a file of its own"), hold(tmp_path / "run"):
+        pass
+    assert precious.read_text() == "years of work"
+
+
+def test_a_folder_without_room_for_a_lock_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(Refused, match=r"cannot be written \(Not a directory\)"),
+        leases.sole_run(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_steps_share_what_a_run_has_alone(tmp_path):
+    with step_of(tmp_path), step_of(tmp_path):
+        with pytest.raises(Refused, match="still has steps"), leases.sole_run(tmp_path, patience=0):
+            pass
+    with leases._alone(tmp_path / ".steps"), leases._together(tmp_path / ".steps", patience=0.2) as shared:
+        assert not shared
