@@ -90,15 +90,17 @@ def _order(first, second, reference):
     return (second, first) if first == reference else (first, second)
 
 
-class Together(dict):
-    "A long table of the columns that all methods have; of each other column, `lacking` names the methods without it."
+@dataclass(frozen=True)
+class Together:
+    "One long table from several: the columns that all methods have, and which methods lack which other column."
 
-    lacking = {}
+    columns: dict  # name -> a value for each video
+    lacking: dict  # name -> the methods without it
 
 # %% ../../nbs/70_stats/05_comparison.ipynb #bcc45682
 def compare(table, columns, reference, lower=(), missing="refuse", draws=9_999, seed=0):
     "Compare the methods of a long `table` in `columns`; in those of `lower` less is better."
-    lacking = table.lacking if isinstance(table, Together) else {}
+    table, lacking = (table.columns, table.lacking) if isinstance(table, Together) else (table, {})
     table = read(table)
     methods = tuple(dict.fromkeys(map(str, table["method"])))
     if len(methods) < 2:
@@ -135,9 +137,10 @@ def together(tables):
     for own in found.values():
         if "video" in own and len(set(own["prompt"])) < len(own["prompt"]) and len(set(map(str, own["seed"]))) == 1:
             own["seed"] = own["video"]
-    lacking = {name: [str(method) for method, own in found.items() if name not in own]
-               for name in dict.fromkeys(name for own in found.values() for name in own)}  # fmt: skip
-    long = Together((name, [value for own in found.values() for value in own[name]])
-                    for name, without in lacking.items() if not without)  # fmt: skip
-    long.lacking = {name: without for name, without in lacking.items() if without}
-    return long
+    columns, lacking = {}, {}
+    for name in dict.fromkeys(name for own in found.values() for name in own):
+        if without := [str(method) for method, own in found.items() if name not in own]:
+            lacking[name] = without
+        else:
+            columns[name] = [value for own in found.values() for value in own[name]]
+    return Together(columns, lacking)

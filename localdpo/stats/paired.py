@@ -87,35 +87,35 @@ def matched(table, column, methods=None, missing="refuse"):
         near = difflib.get_close_matches(str(column), map(str, table), 1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise Refused(f"column {column!r}", "is not in the table", f"{guess}it has {', '.join(map(str, table))}")
-    found = {}
+    rows, values = {}, np.empty(len(table["prompt"]))
     for row, key in enumerate(zip(*(map(str, table[name]) for name in ("method", "prompt", "seed")), strict=True)):
-        if key in found:
-            raise Refused(
-                f"row {row + 1}: {_said(*key)}", f"is there twice, first in row {found[key][0] + 1}", "keep one"
-            )
-        found[key] = row, _number(table[column][row], column, row)
-    methods = list(methods or dict.fromkeys(method for method, _, _ in found))
-    for method in set(methods) - {key[0] for key in found}:
-        raise Refused(
-            f"method {method!r}", "has no rows", f"known are {', '.join(dict.fromkeys(key[0] for key in found))}"
-        )
-    videos = sorted({key[1:] for key in found if key[0] in methods})
-    gone = {
-        (method, *video): "no row" if (method, *video) not in found else f"the score is {found[method, *video][1]}"
-        for video in videos
-        for method in methods
-        if not np.isfinite(found.get((method, *video), (0, np.nan))[1])
-    }
-    lines = tuple(f"{_said(*key)}: {why} in {column}" for key, why in gone.items())
+        if key in rows:
+            raise Refused(f"row {row + 1}: {_said(*key)}", f"is there twice, first in row {rows[key] + 1}", "keep one")
+        rows[key], values[row] = row, _number(table[column][row], column, row)
+    known = list(dict.fromkeys(method for method, _, _ in rows))
+    methods = list(methods or known)
+    for method in set(methods) - set(known):
+        raise Refused(f"method {method!r}", "has no rows", f"known are {', '.join(known)}")
+    # pivot: a line for each method, a column for each video
+    videos = sorted({(prompt, seed) for method, prompt, seed in rows if method in methods})
+    at = np.array([[rows.get((method, *video), -1) for video in videos] for method in methods])
+    scores = np.where(at >= 0, values[at], np.nan)
+    gaps = ~np.isfinite(scores)
+    lines = tuple(
+        f"{_said(methods[m], *videos[v])}: {'no row' if at[m, v] < 0 else f'the score is {scores[m, v]}'} in {column}"
+        for v, m in np.argwhere(gaps.T)
+    )
     if lines and missing == "refuse":
         more = f", and {len(lines) - 3} more" if len(lines) > 3 else ""
         then = 'score them, or pass missing="drop" to leave these videos out for every method'
-        raise Refused(f"{len(lines)} of {len(videos) * len(methods)} scores", "; ".join(lines[:3]) + more, then)
-    kept = [video for video in videos if not any((method, *video) in gone for method in methods)]
-    if len({prompt for prompt, _ in kept}) < 2:
-        raise Refused(column, f"{', '.join(methods)} share {len(kept)} videos of fewer than two prompts", "score more")
-    scores = {method: np.array([found[method, *video][1] for video in kept]) for method in methods}
-    return Matched(column, *(np.array(part) for part in zip(*kept, strict=True)), scores, lines)
+        raise Refused(f"{len(lines)} of {gaps.size} scores", "; ".join(lines[:3]) + more, then)
+    kept = ~gaps.any(0)
+    prompts, seeds = np.array(videos)[kept].T
+    if len(set(prompts)) < 2:
+        raise Refused(
+            column, f"{', '.join(methods)} share {len(prompts)} videos of fewer than two prompts", "score more"
+        )
+    return Matched(column, prompts, seeds, dict(zip(methods, scores[:, kept], strict=True)), lines)
 
 # %% ../../nbs/70_stats/02_paired.ipynb #f78b65db
 def _said(method, prompt, seed):
