@@ -53,7 +53,7 @@ def add_fields(parser, Config, title):
         else:
             options |= {key: facts[key] for key in ("choices", "nargs", "metavar") if key in facts}
             if "choices" not in facts:
-                options.setdefault("metavar", {int: "N", float: "X"}.get(_kind(field), "VALUE"))
+                options.setdefault("metavar", {int: "N", float: "X"}.get(_kind(field), "TEXT"))
             group.add_argument(flag(field), **options)
     help = "a yaml file with settings, or the file of settings of a finished run; flags win over it"
     group.add_argument("--config", metavar="FILE", help=help)

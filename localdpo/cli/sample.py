@@ -91,11 +91,20 @@ def asked(args):
     named.pop("adapter", None)
     return SampleConfig(**named), adapter
 
+# %% ../../nbs/95_cli/06_sample.ipynb #cb2f7295
+def _check_named(args):
+    "Refuse a command line that does not say what to show, or says it twice."
+    if args.prompts is None and args.prompt is None:
+        raise Refused("sample", "needs prompts", 'name a file of prompts after the model, or give --prompt "TEXT"')
+    if args.prompts is not None and args.prompt is not None:
+        raise Refused(f"{args.prompts} and --prompt", "name the prompts twice", "leave one of the two out")
+    if not all(map(str.strip, args.prompt or ["a file"])):
+        raise Refused('--prompt ""', "is empty", "say in a few words what the video shall show")
+
 
 def main(args):
     "Make the videos that the command line asks for."
-    if bool(args.prompts) == bool(args.prompt):
-        raise Refused("the prompts", "are not named, or twice", 'give either a file, or --prompt "..."')
+    _check_named(args)
     worker = words.worker(args.worker)
     config, adapter = asked(args)
     from localdpo.sampling import videos

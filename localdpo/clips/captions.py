@@ -38,12 +38,14 @@ def caption_fault(text):
 def caption_rows(path):
     "The rows of a file of captions, each with the place where it stands: (place, dict), or (place, what is wrong)."
     path = Path(path)
+    if not path.exists():
+        raise Refused(path, "does not exist", "check the path")
     if path.suffix == ".parquet":
         return [(f"{path.name} row {i}", row) for i, row in enumerate(parquet_rows(path))]
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise Refused(path, f"cannot be read ({error.strerror})", "name the file with the captions") from error
+        raise Refused(path, f"cannot be read ({error.strerror})", "name a file of text that you may read") from error
     if path.suffix not in (".jsonl", ".csv") or data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         form = "is in UTF-16" if path.suffix in (".jsonl", ".csv") else "is in no form that is read here"
         raise Refused(path, form, "save it as .jsonl or .csv in UTF-8, or as .parquet")

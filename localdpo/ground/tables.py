@@ -53,6 +53,8 @@ def parquet_rows(path):
 def rows(path):
     "The rows of a csv or parquet file, each a dict; a file with a row that was cut is refused."
     path = Path(path)
+    if not path.exists():
+        raise Refused(path, "does not exist", "check the path, or pass a list of rows or a dict of columns")
     if path.suffix not in (".csv", ".parquet") or not path.is_file():
         raise Refused(path, "is not a csv or parquet file", "pass the path of one, a list of rows or a dict of columns")
     if path.suffix == ".parquet":

@@ -8,7 +8,7 @@ __all__ = ['Method', 'names', 'get', 'recipe']
 # %% ../../nbs/65_methods/00_method.ipynb #18a8b7f6
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ground.errors import Refused
 from ..training.recipe import Recipe
@@ -24,6 +24,9 @@ class Method:
     pairs: str  # where they come from, in one line
     made_by: str  # the command that makes them; empty while nothing here does
     recipe: Recipe
+
+    def __post_init__(self):
+        object.__setattr__(self, "recipe", replace(self.recipe, method=self.name))  # so that refusals can name it
 
     def ready(self):
         "Refuse a method whose pairs no command makes yet."
@@ -41,22 +44,27 @@ def names():
     "The methods there are."
     folder = importlib.import_module("localdpo.methods")
     modules = [module.name for module in pkgutil.iter_modules(folder.__path__)]
-    return sorted(name for name in modules if hasattr(_module(name), "METHOD"))
+    return sorted(name for name in modules if _method(name))
 
 
-def _module(name):
+def _method(name):
+    "The record in the file `name`, if it has one."
     try:
-        return importlib.import_module(f"localdpo.methods.{name}")
+        method = getattr(importlib.import_module(f"localdpo.methods.{name}"), "METHOD", None)
     except Exception as error:  # somebody's own file, which may hold anything
         why = f"cannot be imported ({type(error).__name__}: {error})"
         raise Refused(f"localdpo/methods/{name}.py", why, "mend it, or take it out of the folder") from error
+    if method is not None and getattr(method, "name", None) != name:
+        why = f"holds a method with the name {getattr(method, 'name', method)!r}"
+        raise Refused(f"localdpo/methods/{name}.py", why, f"give both one name: name={name!r}, or rename the file")
+    return method
 
 
 def get(name):
     "The method `name`."
     if name not in (known := names()):
         raise Refused(f"recipe {name!r}", "is not the name of a method", f"choose from {', '.join(known)}")
-    return _module(name).METHOD
+    return _method(name)
 
 
 def recipe(name, **settings):

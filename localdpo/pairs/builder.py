@@ -32,12 +32,14 @@ def _setting(default, help, **options):
 
 def _mask(text):
     "A setting of masks that is written as NAME=VALUE."
-    name, _, number = text.partition("=")
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        then = 'write NAME=VALUE, such as static=0.2 or "size=[0.2, 0.5]"'
+        raise Refused(f"--mask {text}", "lacks a name, a value, or the = between them", then)
     try:
-        return name, json.loads(number)
+        return name, json.loads(value)
     except ValueError:
-        then = 'give name=value, such as static=0.2 "size=[0.2, 0.5]"'
-        raise Refused(f"--mask {text}", "is not a setting of masks with a value that fits it", then) from None
+        return name, value  # a word, such as the name of a contour
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #13c25e15
 @dataclass(frozen=True)

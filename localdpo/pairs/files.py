@@ -202,6 +202,8 @@ def _block_faults(path, number, settings):
     faults, ids = [], [entry["id"] for entry in block["entries"]]
     if stale(block, number, settings):
         return [], [Fault(facts.name, "is stale: it was made from other clips or settings")]
+    if not tensors.exists():
+        return ids, [Fault(tensors.name, "is missing")]
     for row, entry in enumerate(block["entries"]):
         try:
             parts = read_pair(tensors, row, entry)
@@ -210,8 +212,6 @@ def _block_faults(path, number, settings):
             continue
         pair = Pair(*(entry[name] for name in ("id", "prompt", "noise_alpha", "seed")), *map(parts.get, TENSORS))
         faults += [Fault(entry["id"], f"{why} ({tensors.name})") for why in pair_faults(pair, settings)]
-    if not tensors.exists():
-        faults.append(Fault(tensors.name, "is missing"))
-    elif file_sum(tensors) != block["file"]["sha256"]:
+    if file_sum(tensors) != block["file"]["sha256"]:
         faults.append(Fault(tensors.name, "is damaged: it is not what was written"))
     return ids, faults

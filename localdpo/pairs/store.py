@@ -107,7 +107,7 @@ class _Opened:
         return len(self.ids)
 
     def __repr__(self):
-        return f"PairStore({str(self.path)!r}, {counted(len(self), 'pair')} in {counted(len(self.blocks), 'block')})"
+        return f"PairStore {self.path.name}: {counted(len(self), 'pair')} in {counted(len(self.blocks), 'block')}"
 
     def entry(self, i):
         "What the store says about pair `i`, without its tensors."

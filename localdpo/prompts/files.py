@@ -80,8 +80,10 @@ def read_prompts(path):
 
 
 def _lines(path):
+    if not path.exists():
+        raise Refused(path, "does not exist", "check the path")
     try:
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
-        raise Refused(path, f"cannot be read ({error.strerror})", "name the file with the prompts") from error
+        raise Refused(path, f"cannot be read ({error.strerror})", "name a file of text that you may read") from error
     return [(f"{path.name} line {i}", _row(line.strip())) for i, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -103,11 +103,15 @@ def find_videos(sources, prompts=None, form="short"):
 # %% ../../nbs/50_sampling/03_folders.ipynb #ffe14a29
 def _rows(path, form):
     "The rows of a file of prompts: (place, video, prompt, its form)."
+    if not path.exists():
+        raise Refused(path, "does not exist", "check the path")
     if path.suffix == ".txt":
         try:
             text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
         except OSError as error:
-            raise Refused(path, f"cannot be read ({error.strerror})", "name the file with the prompts") from error
+            raise Refused(
+                path, f"cannot be read ({error.strerror})", "name a file of text that you may read"
+            ) from error
         lines = [(i, line.partition("\t")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         return [(f"{path.name} line {i}", name.strip(), prompt.strip(), "as given") for i, (name, _, prompt) in lines]
     rows = caption_rows(path)

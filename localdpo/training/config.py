@@ -66,7 +66,7 @@ class _Settings:
 class TrainConfig(_Settings):
     "The settings of a training run."
 
-    out: str = _setting("run", "folder of the run; a run that was begun there goes on", type=str)
+    out: str = _setting("run", "folder of the run; a run that was begun there goes on", type=str, metavar="DIR")
     steps: int = _setting(540, "optimiser steps", free=True)
     batch: int = _setting(128, "pairs in a step, over all processes")
     micro_batch: int = _setting(1, "pairs that one process holds in memory at a time", free=True)
@@ -120,6 +120,8 @@ def _check(setting, value):
         raise Refused(what, f"is not of type {kind.__name__}", f"pass one; {setting.metadata['help']}")
     if choices and value not in choices:
         raise Refused(what, "is not known", f"choose from {', '.join(choices)}")
+    if value != value:
+        raise Refused(what, "is not a number", f"use one of zero or more; {setting.metadata['help']}")
     if kind in (int, float) and not (value > 0 if name in POSITIVE else name == "seed" or value >= 0):
         raise Refused(what, "is too small", f"use a number above zero; {setting.metadata['help']}")
     if name == "seed":

@@ -10,13 +10,9 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from ..ground.errors import Refused
 from .config import tiny
-
-if TYPE_CHECKING:  # a dotted name hides this import from the fingerprints of the graph
-    pass
 
 MAPS = ("policy_w", "policy_l", "ref_w", "ref_l")
 
@@ -33,10 +29,12 @@ class Recipe:
     betas: tuple = ()  # the terms that beta is for, in its order
     weights: tuple = ()  # settings of which one must be above zero, or nothing is learnt
     chosen: dict = field(default_factory=dict)
+    method: str | None = None  # that it belongs to
 
     @property
     def name(self):
-        return getattr(self.objective, "__name__", str(self.objective).rpartition(".")[2])
+        "The name of its method, or that of its function."
+        return self.method or getattr(self.objective, "__name__", str(self.objective).rpartition(".")[2])
 
     @property
     def values(self):
@@ -100,14 +98,14 @@ def _checked(recipe, given):
     for name, value in given.items():
         if name not in recipe.settings:
             then = f"it has {', '.join(sorted(recipe.settings)) or 'no settings'}"
-            raise Refused(f"setting {name!r}", f"is not known to recipe {recipe.name}", then)
+            raise Refused(f"setting {name!r}", f"is not known to {recipe.name}", then)
         usual = recipe.settings[name], recipe.tiny.get(name, recipe.settings[name])
         counts = sorted({len(_numbers(one)) for one in usual})
         what = f"{name} {list(value) if isinstance(value, tuple) else value!r}"
         if not _sound(name, value, counts):
             kind = "above zero" if name == "beta" else "of zero or more"
             forms = " or ".join(f"{count} numbers" if count > 1 else "one number" for count in counts)
-            raise Refused(what, f"does not suit recipe {recipe.name}", f"give {forms} {kind}")
+            raise Refused(what, f"does not suit {recipe.name}", f"give {forms} {kind}")
         if name.endswith("_range") and value[0] >= value[1]:
             raise Refused(what, "is empty: it does not begin with the smaller number", "give the smaller number first")
     return given

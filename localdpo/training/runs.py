@@ -6,6 +6,7 @@
 __all__ = ['find_adapter']
 
 # %% ../../nbs/40_training/14_runs.ipynb #dc016fe5
+import json
 from pathlib import Path
 
 from ..ground.errors import Refused
@@ -27,12 +28,22 @@ def find_adapter(path):
             _check_sums(folder, file)
             return file
     if (path / "checkpoints").is_dir() and (newest := checkpoints.latest(path / "checkpoints")):
-        print(f"{path} is not finished; its newest checkpoint is used: {newest.name}", flush=True)
+        state = "has lost its adapter" if _ended(path, newest) else "is not finished"
+        print(f"{path} {state}; its newest checkpoint is used: {newest.name}", flush=True)
         return newest / adapters.FILE
     why = "is a run without a checkpoint" if (path / "run.json").exists() else f"holds no adapter ({adapters.FILE})"
     raise Refused(path, why, "name a run that has been trained, a folder with an adapter, or its file")
 
 
+def _ended(path, checkpoint):
+    "Whether `checkpoint` is that of the last step of the run at `path`."
+    try:
+        last = json.loads((path / "run.json").read_text())["config"]["steps"]
+        return int(checkpoints.NAME.fullmatch(checkpoint.name)[1]) >= last
+    except (OSError, ValueError, LookupError, TypeError):  # a run that does not say how long it is
+        return False
+
+# %% ../../nbs/40_training/14_runs.ipynb #bc6c065e
 def _check_sums(folder, file):
     "Refuse an adapter that is not what its list of checksums says, or whose list is gone."
     listed, then = folder / checkpoints.SUMS, "name a checkpoint of the run that is whole, or train it again"

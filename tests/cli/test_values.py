@@ -11,6 +11,15 @@ TRAIN = ["train", TINY, "st", "--out", "out", "--steps", "1", "--batch", "2"]
 BIG = str(2**70)
 
 
+def test_a_mask_may_name_its_contour_plainly():
+    from localdpo.cli import fields
+    from localdpo.cli.main import parser
+    from localdpo.pairs.builder import PairConfig
+
+    args = parser("pairs").parse_args([*PAIRS, "--mask", "contour=paper", "static=0.2"])
+    assert fields.settings(args, PairConfig)["mask"] == dict(contour="paper", static=0.2)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     "A folder with a store of two pairs."
@@ -47,6 +56,16 @@ def home(tmp_path_factory):
         ([*TRAIN, "--lr", "fast"], "--lr fast: is not a number"),
         ([*TRAIN, "--batch", "4"], "batch 4: is more than the 2 pairs there are"),
         ([*TRAIN, "--device", "meta"], "device meta: holds shapes and no numbers"),
+        ([*TRAIN, "--lr", "nan"], "lr nan: is not a number\n  -> use one of zero or more; learning rate"),
+        ([*TRAIN, "--beta1", "nan"], "beta1 nan: is not a number"),
+        ([*PAIRS, "--mask", "static=nan"], "static='nan': is not one number from 0 to 1"),
+        ([*PAIRS, "--mask", "static"], "--mask static: lacks a name, a value, or the = between them"),
+        ([*PAIRS[:5], "--clips", "st", "--captions", "no.jsonl"], "no.jsonl: does not exist\n  -> check the path"),
+        ([*PAIRS[:5], "--clips", "st", "--captions", "no.parquet"], "no.parquet: does not exist\n  -> check the path"),
+        (["sample", TINY, "no.jsonl", "--out", "out"], "no.jsonl: does not exist\n  -> check the path"),
+        (["sample", TINY, "no.txt", "--out", "out"], "no.txt: does not exist\n  -> check the path"),
+        (["sample", TINY, "--out", "out"], "sample: needs prompts\n  -> name a file of prompts after the model"),
+        (["sample", TINY, "--out", "out", "--prompt", " "], '--prompt "": is empty\n  -> say in a few words'),
         (["score", "clips", "--batch", BIG], f"--batch {BIG}: is out of range"),
         (["prompts", "sprite-motion", "--count", "1", "--max-tokens", BIG], f"--max-tokens {BIG}: is out of range"),
         (["rerun", "x.ipynb", "out.ipynb", "--cell-timeout", "-1"], "--cell-timeout -1: is out of range"),

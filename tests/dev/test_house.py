@@ -25,6 +25,15 @@ def test_everything_agrees():
     assert checks.faults(ROOT) == []
 
 
+def test_help_names_the_words_and_a_wrong_one_is_answered_with_them(capsys):
+    assert not checks.main("--help")
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python -m localdpo.dev [WORD]") and all(word in said for word in checks.WORDS)
+    for words in (["pinz"], ["readme", "pins"]):
+        with pytest.raises(SystemExit, match="say one of faults, readme, pins, hooks"):
+            checks.main(*words)
+
+
 def test_a_module_edited_by_hand_is_named_with_the_way_out(checkout):
     edit(checkout / "localdpo/ground/noise.py", "digest_size=16", "digest_size=32")
     (fault,) = checks.export_faults(checkout)

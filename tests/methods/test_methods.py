@@ -109,7 +109,7 @@ def test_a_new_file_is_a_method_that_trains(tmp_path, monkeypatch):
     (tmp_path / "toy.py").write_text(TOY)
     monkeypatch.setattr(localdpo.methods, "__path__", [*localdpo.methods.__path__, str(tmp_path)])
     assert "toy" in methods.names() and methods.get("toy").claim == "it learns first frames"
-    with pytest.raises(Refused, match="setting 'strenght': is not known to recipe first_frame"):
+    with pytest.raises(Refused, match="setting 'strenght': is not known to toy"):
         methods.recipe("toy", strenght=2)
     config = TrainConfig(out=str(tmp_path / "run"), steps=2, batch=4, micro_batch=2, rank=4)
     folder = train(random_model("tiny-wan-1.3b", layers=2), Pairs(), methods.recipe("toy", strength=2), config)
@@ -117,7 +117,7 @@ def test_a_new_file_is_a_method_that_trains(tmp_path, monkeypatch):
     moved = adapters.read(folder / "adapter").matrices
     assert len(lines) == 2 and lines[0]["first_frame_loss"] == lines[0]["loss"] > 0
     assert any(matrix.any() for name, matrix in moved.items() if ".lora_B." in name)
-    assert json.loads((folder / "run.json").read_text())["identity"]["recipe"] == dict(name="first_frame", strength=2)
+    assert json.loads((folder / "run.json").read_text())["identity"]["recipe"] == dict(name="toy", strength=2)
 
 
 def test_the_command_line_offers_what_the_folder_holds(tmp_path, monkeypatch, capsys):
@@ -136,6 +136,20 @@ def test_a_file_that_cannot_be_imported_is_named(tmp_path, monkeypatch, capsys):
     assert main(["train", "tiny-wan-1.3b", "pairs"]) == 2
     said = capsys.readouterr().err
     assert "localdpo/methods/broken_toy.py: cannot be imported (ModuleNotFoundError" in said
+
+
+@pytest.mark.parametrize(
+    "record, said", [('Method("tyo", ', "with the name 'tyo'"), ("print; dict(a=", "with the name {'a'")]
+)
+def test_a_method_with_another_name_than_its_file_is_named(tmp_path, monkeypatch, record, said):
+    (tmp_path / "renamed.py").write_text(
+        TOY.replace('Method("toy", ', record) if "tyo" in record else "METHOD = {'a': 1}"
+    )
+    monkeypatch.setattr(localdpo.methods, "__path__", [*localdpo.methods.__path__, str(tmp_path)])
+    with pytest.raises(Refused) as refused:
+        methods.names()
+    assert f"localdpo/methods/renamed.py: holds a method {said}" in str(refused.value)
+    assert "name='renamed'" in refused.value.then
 
 
 def test_an_unknown_method_is_refused_with_the_names_there_are():

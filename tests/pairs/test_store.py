@@ -108,6 +108,10 @@ def test_text_is_stored_once_for_each_prompt(backbone, clips, tmp_path):
     assert torch.equal(store[0].text, store[1].text)
 
 
+def test_a_store_says_its_name_and_how_much_it_holds(whole):
+    assert repr(pairs.PairStore(whole)) == f"PairStore {whole.name}: 6 pairs in 3 blocks"
+
+
 def test_a_batch_is_what_the_losses_take(whole):
     store = pairs.PairStore(whole)
     batch = store.batch([3, 0])
@@ -356,7 +360,8 @@ def test_a_pair_that_is_there_twice_is_named_and_the_store_does_not_open(store):
 @pytest.mark.parametrize("name", ["block-00001.json", "block-00001.safetensors", "store.json"])
 def test_a_file_that_is_missing_is_named(store, name):
     (store / name).unlink()
-    assert any(fault.startswith(f"{name}: ") and "missing" in fault for fault in faults(store))
+    (fault,) = faults(store)
+    assert fault.startswith(f"{name}: ") and "missing" in fault
 
 
 def test_a_block_that_is_missing_is_named_and_training_waits_for_it(store, backbone):

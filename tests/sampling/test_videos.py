@@ -579,7 +579,7 @@ def test_words_that_a_model_never_saw_are_named_with_file_and_line(tiny, tmp_pat
 
 @pytest.mark.parametrize("name", ["gone.txt", "gone.jsonl", "gone.csv"])
 def test_a_file_of_prompts_that_is_not_there_is_named(tmp_path, name):
-    with pytest.raises(Refused, match=f"{name}: cannot be read"):
+    with pytest.raises(Refused, match=f"{name}: does not exist"):
         read_prompts(tmp_path / name)
 
 
@@ -640,9 +640,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tiny, tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--out", "out"], "the prompts: are not named"),
-        (["prompts.txt", "--prompt", "x", "--out", "out"], "the prompts: are not named, or twice"),
-        (["gone.txt", "--out", "out"], "gone.txt: cannot be read"),
+        (["--out", "out"], "sample: needs prompts"),
+        (["prompts.txt", "--prompt", "x", "--out", "out"], "prompts.txt and --prompt: name the prompts twice"),
+        (["gone.txt", "--out", "out"], "gone.txt: does not exist"),
         (["--prompt", "x", "--out", "out", "--size", "9x32"], "--size 9x32: is not understood"),
         (["--prompt", "x", "--out", "out", "--worker", "1"], "--worker 1: is not understood"),
         (["--prompt", "x", "--out", "out", "--adapter", "gone"], "gone: does not exist"),

@@ -532,7 +532,7 @@ def test_prompts_that_contradict_each_other_or_lack_a_video_are_named(clips):
         ("p.csv", 'video,prompt\n1,"a red disc\n2,a blue ring\n', "row 1: has a quote that is not closed"),
         ("p.csv", 'video,prompt\n1,"x"y\n', "row 1: has a quote that is not closed, or text beside a quoted cell"),
         ("p.doc", "1", "in no form"),
-        ("p.txt", None, "cannot be read"),
+        ("p.txt", None, "does not exist"),
         ("p.parquet", "PAR1", "pyarrow|is not a parquet"),
     ],
 )
@@ -889,7 +889,7 @@ def test_nothing_scored_is_status_1_and_the_table_says_why(clips, tmp_path, caps
     "words, why",
     [
         (["--scorers", "fake,mesures"], "'mesures': does not exist"),
-        (["--scorers", "fake", "--prompts", "none.csv"], "none.csv: cannot be read"),
+        (["--scorers", "fake", "--prompts", "none.csv"], "none.csv: does not exist"),
         (["--scorers", ","], "--scorers ',': names no scorer"),
         (["--scorers", ""], "--scorers '': names no scorer\n  -> give some of measures"),
         (["--scorers", "fake", "--per-frame", "frames.txt"], "frames.txt: would be a table in the form .txt"),

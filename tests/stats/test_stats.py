@@ -361,7 +361,8 @@ def change(i, **values):
         (7, "row 1 of the table: is a int"),
         (change(50, prompt=math.nan), "row 51 of the table: has no prompt"),
         ({"method": ["a"], "prompt": ["b", "c"]}, "columns of"),
-        ("scores.parquet", "is not a csv or parquet file"),
+        ("scores.parquet", "does not exist"),
+        (__file__, "is not a csv or parquet file"),
     ],
 )
 def test_a_table_that_cannot_be_compared_is_refused_by_row_prompt_and_method(table, said):

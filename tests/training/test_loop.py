@@ -436,6 +436,17 @@ def test_a_longer_run_that_was_stopped_does_not_pass_off_its_old_adapter_as_new(
     assert find_adapter(tmp_path / "run").parent.name == "step-000005"
 
 
+def test_a_finished_run_that_lost_its_adapter_says_so_and_gets_it_again(tmp_path, capsys):
+    file = find_adapter(run(tmp_path / "run", steps=2))
+    whole = file.read_bytes()
+    checkpoints.remove(tmp_path / "run" / "adapter")
+    capsys.readouterr()
+    assert find_adapter(tmp_path / "run").parent.name == "step-000002"
+    assert "run has lost its adapter; its newest checkpoint is used: step-000002" in capsys.readouterr().out
+    run(tmp_path / "run", steps=2)
+    assert find_adapter(tmp_path / "run").read_bytes() == whole
+
+
 def test_a_damaged_adapter_is_not_used(tmp_path):
     file = find_adapter(run(tmp_path / "run", steps=1))
     whole = file.read_bytes()
@@ -531,13 +542,13 @@ def test_pairs_that_fit_the_settings_of_a_recipe_are_read(tmp_path):
 
 
 WRONG = [
-    (dict(beta=0), "beta 0: does not suit recipe local_dpo\n.*one number or 2 numbers above zero"),
+    (dict(beta=0), "beta 0: does not suit local_dpo\n.*one number or 2 numbers above zero"),
     (dict(beta=-5.0), "beta -5.0: does not suit"),
     (dict(beta=math.nan), "beta nan: does not suit"),
     (dict(beta="high"), "beta 'high': does not suit"),
     (dict(beta=True), "beta True: does not suit"),
     (dict(beta=(1, 2, 3)), "beta .1, 2, 3.: does not suit"),
-    (dict(weights=(1, 1)), "weights .1, 1.: does not suit recipe local_dpo\n.*give 3 numbers of zero or more"),
+    (dict(weights=(1, 1)), "weights .1, 1.: does not suit local_dpo\n.*give 3 numbers of zero or more"),
     (dict(weights=5), "weights 5: does not suit"),
     (dict(weights=(1, -1, 1)), "weights .1, -1, 1.: does not suit"),
     (dict(weights=(0, 0, 0)), "train nothing"),
@@ -546,7 +557,7 @@ WRONG = [
     (dict(alpha_range=0.9), "alpha_range 0.9: does not suit"),
     (dict(masked_sft=""), "masked_sft '': does not suit"),
     (dict(masked_sft=(1,)), "masked_sft .1.: does not suit"),
-    (dict(betta=3), "setting 'betta': is not known to recipe local_dpo\n.*alpha_range, beta, "),
+    (dict(betta=3), "setting 'betta': is not known to local_dpo\n.*alpha_range, beta, "),
 ]
 
 
