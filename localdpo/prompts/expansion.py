@@ -8,12 +8,12 @@ __all__ = ['MODEL', 'MAX_TOKENS', 'INSTRUCTION', 'KEYS', 'question', 'recall', '
 # %% ../../nbs/15_prompts/04_expansion.ipynb #8ed6557c
 import hashlib
 import json
-import os
 import re
+import sys
 from pathlib import Path
 
 from ..clips.captions import caption_fault
-from ..ground import paths
+from ..ground import journal, paths
 from ..ground.errors import Failed, Refused
 
 # %% ../../nbs/15_prompts/04_expansion.ipynb #11ff90f3
@@ -36,36 +36,12 @@ def question(max_tokens=MAX_TOKENS):
     "A short name of what is asked and how: the instruction and the longest answer."
     return hashlib.sha256(json.dumps([INSTRUCTION, max_tokens]).encode()).hexdigest()[:12]
 
-
-def _answer(line):
-    "The answer in a line, or None."
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(row, dict) and set(row) == set(KEYS) and all(isinstance(text, str) for text in row.values())
-    return row if whole else None
-
 # %% ../../nbs/15_prompts/04_expansion.ipynb #67742d1c
 def recall(path):
     "The answers in the file `path`: (prompt, model, revision, instruction) -> expanded prompt."
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        if tail := data.rpartition(b"\n")[2]:
-            if _answer(tail):  # whole but for the end of the line, as some editors leave it
-                _append(path, b"\n")
-            else:
-                print(f"{path}: its last line was cut short, and is dropped")
-                os.truncate(path, len(data) - len(tail))
-                data = data[: len(data) - len(tail)]
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise Refused(path, f"cannot be read ({error.strerror})", "name another file for the answers") from error
     known = {}
-    for i, line in enumerate(data.splitlines(), 1):
-        if not (row := _answer(line)):
+    for i, row in enumerate(journal.read(path), 1):
+        if not row or set(row) != set(KEYS) or not all(isinstance(text, str) for text in row.values()):
             raise Refused(
                 f"{path} line {i}", "is not an answer that was kept", "remove that line; its prompt is asked again"
             )
@@ -75,19 +51,11 @@ def recall(path):
 
 def remember(path, row):
     "Add an answer (a dict of `KEYS`) to the file `path`, and see it to the disk."
-    _append(path, json.dumps(row, ensure_ascii=False).encode() + b"\n")
-
-# %% ../../nbs/15_prompts/04_expansion.ipynb #29f3d806
-def _append(path, data):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        why = f"cannot be written ({error.strerror})"
-        raise Refused(path, why, "free some space, or set LOCALDPO_CACHE to another folder") from error
+    then = "free some space, or set LOCALDPO_CACHE to another folder"
+    with journal.Journal(path, wait=True, then=then) as kept:
+        for line in kept.told:
+            print(line, file=sys.stderr)
+        kept.add(row)
 
 # %% ../../nbs/15_prompts/04_expansion.ipynb #5233d6fa
 def generate(model, tokenizer, prompt, max_tokens=MAX_TOKENS):

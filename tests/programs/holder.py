@@ -1,4 +1,4 @@
-"""Hold what is named, say so, and keep it: a run of a folder, a run that starts a step, the step, a shared lock, or a device."""
+"""Hold what is named, say so, and keep it: a run of a folder, perhaps with a step, the step, a shared lock, a device, a journal."""
 
 import fcntl
 import subprocess
@@ -6,6 +6,7 @@ import sys
 import time
 
 from localdpo.ground import leases
+from localdpo.ground.journal import Journal
 
 kind, where, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 
@@ -33,3 +34,7 @@ elif kind == "device":
         log.write(f"{time.monotonic()} + {device}\n")
         hold()
         log.write(f"{time.monotonic()} - {device}\n")
+elif kind == "journal":
+    with Journal(where) as journal:
+        hold()
+        journal.add(dict(written="before the end"))

@@ -12,6 +12,7 @@ from localdpo import backbones
 from localdpo.cli import main as cli
 from localdpo.clips import world
 from localdpo.ground.errors import Failed, Refused
+from localdpo.ground.journal import Journal
 from localdpo.prompts import expansion, suites
 from localdpo.prompts.suites import Entry, as_prompts, expand, read, save, suite
 from localdpo.sampling import records, videos
@@ -527,6 +528,15 @@ def test_a_last_line_that_lacks_only_its_end_is_kept(asked, cache):
     cache.write_text(cache.read_text().rstrip("\n"))
     expand(ENTRIES[:3], HUB, cache)
     assert len(asked) == 3 and len(cache.read_text().splitlines()) == 3
+
+
+def test_answers_that_are_there_are_read_while_another_job_writes_its_own(asked, cache):
+    found = expand(ENTRIES[:2], HUB, cache)
+    with Journal(cache), open(cache, "a") as other:
+        other.write('{"prompt": "idea 7", "mod')  # the rest is on its way
+        other.flush()
+        assert expand(ENTRIES[:2], HUB, cache) == found
+        assert cache.read_text().endswith('"idea 7", "mod')
 
 
 # -- a model of random weights ---------------------------------------------------------------------------------------

@@ -325,26 +325,6 @@ def test_attributes_name_what_they_cannot_read(prompt, size, why):
     assert pytest.importorskip("re").search(why, problems[0])
 
 
-# -- the journal -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rest", [b'{"a": 3', b'{"a": 3}', b"\0\0\0"])
-def test_a_line_without_its_end_is_dropped_and_told(tmp_path, rest):
-    (tmp_path / "j").write_bytes(b'{"a": 1}\n{"a": 2}\n' + rest)
-    with Journal(tmp_path / "j") as journal:
-        journal.add(dict(a=4))
-    assert "half-written" in journal.told[0]
-    with Journal(tmp_path / "j") as journal:
-        assert [entry["a"] for entry in journal.entries] == [1, 2, 4] and not journal.told
-
-
-def test_a_damaged_line_is_told_and_the_others_are_used(tmp_path):
-    (tmp_path / "j").write_bytes(b'{"a": 1}\n{"a": \n[2]\n\xff\n{"a": 3}\n')
-    with Journal(tmp_path / "j") as journal:
-        assert [entry["a"] for entry in journal.entries] == [1, 3]
-        assert [line.split(":")[0][-6:] for line in journal.told] == ["line 2", "line 3", "line 4"]
-
-
 # -- a process for each device ---------------------------------------------------------------------------------------
 
 
