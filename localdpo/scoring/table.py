@@ -39,7 +39,8 @@ class Known:
     "What the journal at `path` says: the `facts` of videos by checksum, and by key what was `said` of them (`Seen`)."
 
     def __init__(self, path):
-        self.journal, self.facts, self.said = Journal(path), {}, {}
+        then = "free some space or choose another folder, then give the same command again: what was scored is kept"
+        self.journal, self.facts, self.said = Journal(path, then=then), {}, {}
         self.told = self.journal.told
         for entry in self.journal.entries:
             try:

@@ -8,10 +8,12 @@ __all__ = ['LARGE', 'Alarm', 'Watch', 'Log', 'read', 'culprit']
 # %% ../../nbs/40_training/12_alarms.ipynb #452e9294
 import json
 import math
+import os
 import warnings
 from pathlib import Path
 
 from ..ground import paths
+from ..ground.errors import Refused
 
 # %% ../../nbs/40_training/12_alarms.ipynb #1899461f
 class Alarm(UserWarning):
@@ -83,30 +85,60 @@ def _calmer(watch):
 class Log:
     "The file of metrics of a run, and the watch over them."
 
-    def __init__(self, file, watch, start=0):
+    def __init__(self, file, watch, start=0, copy=None):
         self.file, self.watch = Path(file), watch
-        kept = [line for line in read(file) if line["step"] <= start] if start else []
-        for line in kept:
-            watch.observe(line)
-        paths.write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
+        self.text = _begun(self.file, start, copy) if start else ""
+        for line in self.text.splitlines():
+            watch.observe(json.loads(line))
+        paths.write_text(self.file, self.text)
 
     def add(self, line):
         "Write the metrics of a step; alarms become warnings, and part of the line."
         alarms = self.watch.observe(line)
         for text in alarms:
             warnings.warn(Alarm(f"step {line['step']}: {text}"), stacklevel=3)
-        with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line | (dict(alarms=alarms) if alarms else {})) + "\n")
+        text = json.dumps(line | (dict(alarms=alarms) if alarms else {})) + "\n"
+        self.text += text
+        try:
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            then = "free some space, then give the same command again: it goes on from here"
+            raise Refused(self.file, f"cannot be written ({error.strerror})", then) from error
+
+# %% ../../nbs/40_training/12_alarms.ipynb #55ad4745
+def _begun(file, start, copy):
+    "The text of the first `start` steps, of the `copy` in a checkpoint; a `file` that says something else is put aside."
+    found = file.read_bytes().decode(errors="replace") if file.exists() else ""
+    text = (
+        copy if copy is not None else "".join(json.dumps(line) + "\n" for line in read(file) if line["step"] <= start)
+    )
+    if not (found.startswith(text) or text.startswith(found)):
+        aside = _free_name(file)
+        os.replace(file, aside)
+        have = {json.loads(line)["step"] for line in text.splitlines()}
+        lost = f"; it has lost step {', '.join(map(str, gaps))}" if (gaps := [*{*range(1, start + 1)} - have]) else ""
+        warnings.warn(
+            f"{file} was damaged or changed: it is written anew, and kept as {aside.name}{lost}", stacklevel=2
+        )
+    return text
+
+
+def _free_name(file):
+    names = (file.with_name(f"{file.stem}.damaged{i}{file.suffix}") for i in ("", *(f"-{n}" for n in range(2, 10**6))))
+    return next(path for path in names if not path.exists())
 
 
 def read(file):
-    "The lines of a metrics file; one that was cut off by a crash is left out."
+    "The lines of a metrics file; those that cannot be read are left out."
     lines = []
-    for text in Path(file).read_text(encoding="utf-8").splitlines() if Path(file).exists() else []:
+    for text in Path(file).read_bytes().splitlines() if Path(file).exists() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
-            break
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
     return lines
 
 # %% ../../nbs/40_training/12_alarms.ipynb #461300dc

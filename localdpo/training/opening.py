@@ -19,12 +19,13 @@ from . import alarms, checkpoints, plan
 from .error_maps import sides
 from .order import draws
 from .recipe import MAPS, Recipe
+from .reserve import hold
 
 # %% ../../nbs/40_training/10_opening.ipynb #b868fc68
 def _restore(run):
-    "Bring back the newest whole checkpoint, if there is one; returns the number of steps that were made."
+    "Bring back the newest whole checkpoint, if there is one; returns the number of steps that were made, and their log."
     if (path := checkpoints.latest(run.folder / "checkpoints")) is None:
-        return 0
+        return 0, None
     state = json.loads((path / "state.json").read_text())
     if wrong := changes(state["identity"], run.this):
         raise Refused(run.folder, f"holds another run: {'; '.join(wrong)}", "use the old settings, or another folder")
@@ -32,7 +33,8 @@ def _restore(run):
         for name, matrix in adapters.read(path).matrices.items():
             run.named[name].copy_(matrix)
     checkpoints.read_optimiser(path / "optimiser.safetensors", run.optimiser, run.named)
-    return state["step"]
+    log = path / "metrics.jsonl"
+    return state["step"], log.read_text() if log.exists() else None
 
 
 def _agree(accelerator, start):
@@ -67,19 +69,21 @@ def _announce(run):
     return cost.flops(config.recompute, getattr(recipe, "reads", MAPS)) * config.batch
 
 # %% ../../nbs/40_training/10_opening.ipynb #b5884538
-def _begin(run):
-    "Say what the run will cost, or that it is finished, and open its log."
+def _begin(run, log):
+    "Open the log of a run, hold room for a checkpoint, and say what the run will cost, or that it is finished."
     from localdpo.ground import info
 
     config, start = run.config, run.start
+    watch = alarms.Watch(config.steps, config.batch, config.warmup)
+    run.log = alarms.Log(run.folder / "metrics.jsonl", watch, start, log)
+    if start < config.steps:
+        hold(run)
     paths.write_json(run.folder / "run.json", dict(identity=run.this, config=asdict(config), here=info.provenance()))
     if start < config.steps:
         run.work = _announce(run)
     else:
         said = f"all {start} steps were made" + f", more than the {config.steps} asked for" * (start > config.steps)
         print(f"{run.folder} is finished: {said}; its adapter is {run.folder / 'adapter'}", flush=True)
-    watch = alarms.Watch(config.steps, config.batch, config.warmup)
-    run.log = alarms.Log(run.folder / "metrics.jsonl", watch, start)
 
 # %% ../../nbs/40_training/10_opening.ipynb #788f8ccc
 def go_on(run):
@@ -88,10 +92,11 @@ def go_on(run):
         for place in (run.folder, run.folder / "checkpoints"):
             checkpoints.sweep(place)
     run.accelerator.wait_for_everyone()
-    run.start = run.made = _restore(run)
+    run.start, log = _restore(run)
+    run.made = run.kept = run.start
     _agree(run.accelerator, run.start)
     if run.main:
-        _begin(run)
+        _begin(run, log)
         if 0 < run.start < run.config.steps:
             checkpoints.remove(run.folder / "adapter")
     if run.config.compile:

@@ -283,12 +283,12 @@ def test_each_epoch_sees_each_pair_once_and_in_an_order_of_its_own():
 # -- other processes ------------------------------------------------------------------------------------------------------
 
 
-def program(name, *words, timeout=600):
-    "Run a program of tests/programs, which may import this module."
+def program(name, *words, timeout=600, under=()):
+    "Run a program of tests/programs, which may import this module, by itself or `under` another one."
     here = Path(__file__).parent
     places = os.pathsep.join([str(here), str(here.parent), str(here.parents[1])])
     env = os.environ | dict(OMP_NUM_THREADS="1", LOCALDPO_PROGRESS=os.devnull, PYTHONPATH=places)
-    line = [sys.executable, here.parent / "programs" / name, *map(str, words)]
+    line = [*under, sys.executable, here.parent / "programs" / name, *map(str, words)]
     return subprocess.run(line, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
