@@ -9,7 +9,6 @@ __all__ = ['PLACES', 'POSITIVE', 'MOST', 'TrainConfig', 'tiny']
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..ground.errors import Refused
 from ..ground.words import check_seed
@@ -94,8 +93,8 @@ class TrainConfig(_Settings):
 
 # %% ../../nbs/40_training/08_config.ipynb #96e7427b
 def tiny(backbone):
-    "Whether `backbone` is one of the tiny models, whose name or folder says so."
-    return Path(backbone.name).name.startswith("tiny-")
+    "Whether `backbone` is as small as the miniature, whatever it is called: fewer than 50 million numbers."
+    return sum(p.numel() for p in backbone.transformer.parameters()) < 50e6
 
 
 def _free(setting):

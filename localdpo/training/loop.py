@@ -21,9 +21,10 @@ from ..ground import leases, paths
 from ..ground.errors import Failed, Refused
 from ..ground.progress import progress
 from . import alarms, checkpoints, plan
-from .checks import accelerator_for, check, identity
+from .checks import accelerator_for, check
 from .config import TrainConfig
 from .error_maps import error_maps
+from .identity import identity
 from .opening import go_on
 from .order import batches
 from .recipe import MAPS, Recipe

@@ -14,9 +14,9 @@ import torch
 from ..backbones import adapters
 from ..ground import paths
 from ..ground.errors import Refused
-from ..ground.seals import changes
 from . import alarms, checkpoints, plan
 from .error_maps import sides
+from .identity import check_same
 from .order import draws
 from .recipe import MAPS, Recipe
 from .reserve import hold
@@ -27,8 +27,7 @@ def _restore(run):
     if (path := checkpoints.latest(run.folder / "checkpoints")) is None:
         return 0, None
     state = json.loads((path / "state.json").read_text())
-    if wrong := changes(state["identity"], run.this):
-        raise Refused(run.folder, f"holds another run: {'; '.join(wrong)}", "use the old settings, or another folder")
+    check_same(run.folder, state["identity"], run.this)
     with torch.no_grad():
         for name, matrix in adapters.read(path).matrices.items():
             run.named[name].copy_(matrix)
@@ -78,7 +77,8 @@ def _begin(run, log):
     run.log = alarms.Log(run.folder / "metrics.jsonl", watch, start, log)
     if start < config.steps:
         hold(run)
-    paths.write_json(run.folder / "run.json", dict(identity=run.this, config=asdict(config), here=info.provenance()))
+    about = dict(model=run.backbone.name, identity=run.this, config=asdict(config), here=info.provenance())
+    paths.write_json(run.folder / "run.json", about)
     if start < config.steps:
         run.work = _announce(run)
     else:

@@ -96,7 +96,7 @@ def measure(backbone, noisy, t, text):
 
 
 def _timed(work, device):
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
     wait()
     began = time.perf_counter()
     work()
