@@ -7,11 +7,14 @@ __all__ = ['WORDS', 'PLAIN', 'Parser', 'parser', 'main']
 
 # %% ../../nbs/95_cli/01_main.ipynb #a5c6af2f
 import argparse
+import contextlib
 import difflib
 import os
 import re
 import select
+import signal
 import sys
+import threading
 from importlib import import_module
 
 from .. import __version__
@@ -75,21 +78,40 @@ def main(words=None):
     "The entry point of `localdpo`."
     info.give_way()  # before torch is loaded
     words = sys.argv[1:] if words is None else words
+    with _interrupts() as pressed:
+        try:
+            status = _run(words)
+            sys.stdout.flush()
+            return status
+        except (Exception, KeyboardInterrupt) as error:
+            if pressed or isinstance(error, KeyboardInterrupt):
+                return _say("stopped; the same command goes on from here", 130)
+            if isinstance(error, (Refused, Failed)):
+                return _say(error, 2 if isinstance(error, Refused) else 1)
+            if not (isinstance(error, BrokenPipeError) and _unread()):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
+            return 0
+
+# %% ../../nbs/95_cli/01_main.ipynb #0cdb93e8
+@contextlib.contextmanager
+def _interrupts():
+    "Inside, a list that holds something once Ctrl-C was pressed: a library that is being imported may make it an error of its own."
+    pressed, usual = [], signal.getsignal(signal.SIGINT)
+
+    def press(number, frame):
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()
+    if not here or usual is not signal.default_int_handler:  # somebody else looks after it
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, press)
     try:
-        status = _run(words)
-        sys.stdout.flush()
-        return status
-    except Refused as refusal:
-        return _say(refusal, 2)
-    except Failed as failure:
-        return _say(failure, 1)
-    except BrokenPipeError:
-        if not _unread():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
-        return 0
-    except KeyboardInterrupt:
-        return _say("stopped; the same command goes on from here", 130)
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _run(words):

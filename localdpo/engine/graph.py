@@ -7,6 +7,7 @@ __all__ = ['SLURM', 'arguments', 'run']
 
 # %% ../../nbs/80_engine/01_graph.ipynb #92613341
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -130,12 +131,30 @@ def _cache():
 
     try:
         Path(get_appdirs().user_cache_dir).mkdir(parents=True, exist_ok=True)
-        yield
+        usual = True
     except OSError:
-        with tempfile.TemporaryDirectory() as elsewhere, leases.environment(XDG_CACHE_HOME=elsewhere):
-            yield
+        usual = False
+    if usual:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as elsewhere, leases.environment(XDG_CACHE_HOME=elsewhere):
+        yield
 
 
+@contextlib.contextmanager
+def _looked_into(folder):
+    "Inside, `folder` is there, as Snakemake wants; what was made for it is gone afterwards."
+    made = next((path for path in (*reversed(folder.parents), folder) if not path.exists()), None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise Refused(folder, f"cannot be made ({error.strerror})", "choose another folder with --out") from error
+    finally:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
+
+# %% ../../nbs/80_engine/01_graph.ipynb #97df6f0b
 def run(profile, folder=None, *, dry_run=False, **options):
     "Bring the results of `profile` up to date; returns Snakemake's exit status."
     path = profile_path(profile)
@@ -145,12 +164,10 @@ def run(profile, folder=None, *, dry_run=False, **options):
         rules(options.get("snakefile") or snakefile_of(path), load_profile(path), folder)
         if dry_run:
             _say(ledger.mend(folder, dry_run=True))
-            new = not folder.exists()
-            try:
-                return _snakemake(words)
-            finally:
-                if new:
-                    shutil.rmtree(folder, ignore_errors=True)  # Snakemake made it to look into it
+            with _looked_into(folder), contextlib.redirect_stdout(io.StringIO()) as told:
+                status = _snakemake(words)
+            print(told.getvalue(), end="")  # here, and not in Snakemake, may nobody listen any more
+            return status
         with leases.sole_run(folder):
             if any(folder.glob(".snakemake/locks/*")):
                 print("a killed run left its locks: unlocking, then going on where it stopped", file=sys.stderr)

@@ -86,6 +86,8 @@ def find_videos(sources, prompts=None, form="short"):
         listed = _listed(source, form) if source.is_dir() else [(None, Video(source.name, source))]
         if listed is None:
             listed = [(None, Video(file.relative_to(source).as_posix(), file)) for file in _files(source)]
+            if prompts is None and (below := sorted(str(file.parent) for file in source.glob("*/**/manifest.json"))):
+                told.append(f"{source}: its videos have no prompts; to read their manifests, name {', '.join(below)}")
         elif source.is_dir() and (others := {*_files(source)} - {one.path for _, one in listed}):
             names = ", ".join(sorted(file.relative_to(source).as_posix() for file in others))
             told.append(f"{source}: left out, since its manifest does not list them: {names}")

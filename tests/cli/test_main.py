@@ -1,12 +1,14 @@
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from localdpo import methods
 from localdpo.cli import main as cli
 from localdpo.ground import info
 
@@ -92,6 +94,31 @@ def test_an_option_may_be_shortened_and_its_value_may_follow_an_equals_sign(said
 def test_help_says_of_each_value_what_it_is(said, word):
     for words in (["pairs", "build"],) if word == "pairs" else ([word],):
         assert "VALUE" not in said(*words, "--help")[1].replace("NAME=VALUE", "")
+
+
+SWALLOWS = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    raise RuntimeError("failed to import")
+"""
+
+
+@pytest.mark.parametrize("text", [SWALLOWS, SWALLOWS.partition("except")[0].replace("try:", "if True:")])
+def test_an_interrupt_before_the_first_step_is_one_line_also_where_an_import_makes_an_error_of_it(
+    said, tmp_path, monkeypatch, text
+):
+    before = signal.getsignal(signal.SIGINT)
+    (tmp_path / "stopped.py").write_text(text)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    assert said("train", "tiny-wan-1.3b", "pairs") == (
+        130,
+        "",
+        "localdpo: stopped; the same command goes on from here\n",
+    )
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_info_is_for_people_and_for_programs(tmp_path):

@@ -160,6 +160,35 @@ def test_a_dry_run_says_why_and_writes_nothing(graph):
     assert status == 0 and "Params have changed since last execution" in said
 
 
+@pytest.mark.slow(6)
+def test_braces_in_what_a_profile_is_about_stay_as_they_are(graph):
+    about = "a {part} of {0}, {{twice}}, {config[word]} and %s"
+    (graph.folder / "graph.yaml").write_text(yaml.safe_dump(dict(about=about, parts=[0], word="part")))
+    page = """
+rule page:
+    output: "page.txt"
+    params: about=lambda w: config["about"]
+    shell: "printf %s {params.about:q} > {output}"
+"""
+    (graph.folder / "Snakefile").write_text(SNAKEFILE.replace('"whole.txt"', '"page.txt"', 1) + page)
+    status, said = graph()
+    assert status == 0, said
+    assert (graph.folder / "page.txt").read_text() == about
+
+
+@pytest.mark.slow(6)
+def test_a_dry_run_begins_with_what_is_to_be_done_and_may_be_left_early(graph):
+    first = "localdpo.engine.graph.run('graph.yaml', 'new/er', snakefile='Snakefile', dry_run=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", "import localdpo.engine.graph; " + first], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("Job stats:") and not done.stderr and not (graph.folder / "new").exists()
+    words = [sys.executable, "-m", "localdpo.cli", "paper", "--dry-run", "--profile", "tour", "--out", "new/er"]
+    left = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    left.stdout.close()  # as `head` does
+    assert (left.stderr.read(), left.wait()) == ("", 0) and not (graph.folder / "new").exists()
+
+
 @pytest.mark.slow(19)
 def test_prose_starts_nothing_and_code_starts_what_depends_on_it(graph):
     assert graph()[0] == 0

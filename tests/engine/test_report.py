@@ -31,6 +31,10 @@ def run(tmp_path):
     return tmp_path
 
 
+def test_braces_in_what_a_run_is_about_stay_as_they_are(run):
+    assert "a {try} of {0} and {{two}}, 100%s" in report.build(run, "a {try} of {0} and {{two}}, 100%s").read_text()
+
+
 def test_each_result_names_the_notebook_and_parameters_that_made_it(run):
     page = report.build(run, "a try").read_text()
     made = '<b><a href="notebooks/good.html">Good</a></b><br>Well made<details><summary>made with</summary>seed 3</details>'

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -406,6 +407,20 @@ def test_a_manifest_gives_prompts_and_what_it_does_not_list_is_told(clips):
     videos, told = find_videos([clips])
     assert [(one.name, one.prompt, one.fps) for one in videos] == [(f"{i}.mp4", f"prompt {i}", 8) for i in range(1, 5)]
     assert len(told) == 1 and "more/5.mp4" in told[0]
+
+
+def test_two_manifests_below_a_folder_are_named_and_a_second_file_beside_one_does_no_harm(clips):
+    for name in ("first", "second"):
+        shutil.copytree(clips, clips.parent / "both" / name)
+        manifest(clips.parent / "both" / name)
+    both = clips.parent / "both"
+    videos, told = find_videos([both])
+    assert len(videos) == 8 and not any(one.prompt for one in videos)
+    assert told == [f"{both}: its videos have no prompts; to read their manifests, name {both}/first, {both}/second"]
+    videos, told = find_videos([both / "first", both / "second"])
+    assert len(videos) == 8 and all(one.prompt for one in videos) and not told
+    shutil.copy(both / "first" / "manifest.json", both / "first" / "manifest-2.json")
+    assert len(find_videos([both / "first"])[0]) == 4
 
 
 def test_a_changed_prompt_in_a_manifest_is_refused(clips, tmp_path):
