@@ -94,10 +94,8 @@ def _build(args):
     if store is None:
         print(f"{args.store}: this worker is done, others are not")
     else:
-        print(
-            f"{args.store}: {words.counted(len(store), 'pair')}, {words.counted(len(store.bad), 'bad clip')}"
-            + " (see bad_clips.csv)" * bool(store.bad)
-        )
+        why = " (see bad_clips.csv)" if store.bad else ""
+        print(f"{args.store}: {words.counted(len(store), 'pair')}, {words.counted(len(store.bad), 'bad clip')}{why}")
         _say_cut(store)
         if not len(store):
             raise Failed(f"{args.store}: no clip could be used; bad_clips.csv says why")
@@ -129,7 +127,7 @@ def _show(args):
     _say_cut(store)
     for why in sorted({fault.why for fault in store.bad}):
         names = [fault.name for fault in store.bad if fault.why == why]
-        print(f"bad         {len(names)} {why}: {', '.join(names[:3])}{' ...' * (len(names) > 3)}")
+        print(f"bad         {len(names)} {why}: {words.few(names)}")
     print(f"The latents were not read; `localdpo pairs verify {args.store}` looks at every byte.")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from . import fields
 from .fields import setting
 from ..ground.errors import Failed, Refused
-from ..ground.words import check_whole
+from ..ground.words import check_whole, few
 from ..sampling.folders import FORMS, find_videos
 from ..scoring.panel import missing
 from ..scoring.scorer import SCORERS, get_scorer
@@ -130,12 +130,11 @@ def _tell(scored, out):
         for problem in problems:
             said.setdefault(_PLACE.sub("", problem), []).append((name, problem))
     for problem, which in said.items():
-        more = f" and {len(which) - 3} more" * (len(which) > 3)
-        print(f"{', '.join(name for name, _ in which[:3])}{more}: {which[0][1] if len(which) == 1 else problem}")
+        print(f"{few(name for name, _ in which)}: {which[0][1] if len(which) == 1 else problem}")
     good = sum(any(_finite(row[column]) for column in scored.columns) for row in scored.rows)
     whole = sum(all(_finite(row[column]) for column in scored.columns) for row in scored.rows)
-    counted = f"{len(scored.rows)} videos, {whole} with all scores" + f", {good - whole} with some" * (good > whole)
-    print(f"{out}: {counted}; {scored.computed} looked at now")
+    some = f", {good - whole} with some" if good > whole else ""
+    print(f"{out}: {len(scored.rows)} videos, {whole} with all scores{some}; {scored.computed} looked at now")
     return good
 
 

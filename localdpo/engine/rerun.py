@@ -250,7 +250,8 @@ def _without_places(text):
     text = re.sub(r"/[\w/.-]*/ipykernel_\d+/\d+\.py", "<cell>", text)
     for place, name in sorted(set(_places()), key=lambda pair: -len(pair[0])):
         if len(place) > 2:
-            text = re.sub(re.escape(place) + r"(?![\w-])" * (not place.endswith("/")), name, text)  # not /tmp in /tmpfs
+            end = "" if place.endswith("/") else r"(?![\w-])"  # not /tmp in /tmpfs
+            text = re.sub(re.escape(place) + end, name, text)
     return text
 
 # %% ../../nbs/80_engine/05_rerun.ipynb #37c2ce7b

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from .errors import Refused
+from .words import counted
 
 # %% ../../nbs/90_ground/09_devices.ipynb #07883f19
 def place(name=None):
@@ -25,7 +26,7 @@ def place(name=None):
             f"device {name!r}", "is unknown: torch has no device of that name", "use cpu, cuda, or cuda:1"
         ) from error
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
-        why = f"cannot be used: torch sees {count or 'no'} GPU{'s' * (count > 1)}"
+        why = f"cannot be used: torch sees {counted(count, 'GPU') if count else 'no GPU'}"
         raise Refused(f"device {name}", why, "choose another, or install torch with CUDA")
     if found.type == "meta":
         raise Refused(f"device {name}", "holds shapes and no numbers", "use cpu, cuda, or cuda:1")

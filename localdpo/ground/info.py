@@ -19,6 +19,7 @@ import localdpo
 from . import paths
 from .devices import devices
 from .errors import Refused
+from .words import counted
 
 # %% ../../nbs/90_ground/10_info.ipynb #8d44039c
 def commit():
@@ -120,10 +121,10 @@ def give_way():
 def _threads():
     import torch
 
-    threads = torch.get_num_threads()
-    waiting = ", waiting passively" * (os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE")
-    used = f"{threads} thread{'s' * (threads > 1)} for torch"
-    return f"{os.cpu_count()} in the machine, {processors()} for this process; {used}{waiting}"
+    used = f"{counted(torch.get_num_threads(), 'thread')} for torch"
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        used += ", waiting passively"
+    return f"{os.cpu_count()} in the machine, {processors()} for this process; {used}"
 
 
 def _gigabytes(count):

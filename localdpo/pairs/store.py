@@ -13,7 +13,7 @@ from pathlib import Path
 from ..backbones.identity import identity
 from ..ground.errors import Refused
 from ..ground.seals import REPAIR, changes, differences, sealed, tensor_sum, unsealed
-from ..ground.words import counted
+from ..ground.words import counted, few
 from .batch import PairBatch
 from localdpo.pairs.files import (
     TENSORS,
@@ -57,8 +57,8 @@ def _begun_otherwise(begun, settings):
     numbers = [str(i) for i, (a, b) in enumerate(blocks) if a != b]
     if (other := changes(*rest)) or not numbers:
         return other
-    more = ", ..." * (len(numbers) > 5)
-    return [f"its clips or captions changed (block{'s' * (len(numbers) > 1)} {', '.join(numbers[:5])}{more})"]
+    which = "blocks" if len(numbers) > 1 else "block"
+    return [f"its clips or captions changed ({which} {few(numbers, 5)})"]
 
 # %% ../../nbs/30_pairs/03_store.ipynb #9c69e444
 def start(path, settings, renew=False):

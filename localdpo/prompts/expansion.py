@@ -161,6 +161,7 @@ def answers(prompts, model=MODEL, cache=None, device=None, revision=None, max_to
 def _ask(model, tokenizer, prompts, facts, path, max_tokens):
     "Ask for all of `prompts`, keep what is good, and name what is not."
     from localdpo.ground.progress import progress
+    from localdpo.ground.words import few
 
     found, faults = {}, []
     for prompt in progress(prompts, "prompts", unit="prompt"):
@@ -171,8 +172,7 @@ def _ask(model, tokenizer, prompts, facts, path, max_tokens):
         remember(path, dict(prompt=prompt, **facts, expanded=text))
         found[(prompt, *facts.values())] = text
     if faults:
-        others = f", and {len(faults) - 3} others" * (len(faults) > 3)
-        said = f"{len(faults)} of {len(prompts)} prompts could not be expanded: {'; '.join(faults[:3])}{others}"
+        said = f"{len(faults)} of {len(prompts)} prompts could not be expanded: {few(faults, between='; ')}"
         raise Failed(
             f"{said}\n  -> the rest is kept in {path}; allow longer answers (--max-tokens), or name another model"
         )

@@ -79,7 +79,8 @@ def vbench(file, dimensions=DIMENSIONS, augmented=None):
     for i, (row, text) in enumerate(zip(rows, longer, strict=True), 1):
         prompt, kinds = row["prompt_en"], row["dimension"]
         if set(kinds) & set(dimensions):
-            doubled += [prompt] * (prompt in found)
+            if prompt in found:
+                doubled.append(prompt)
             _, _, _, about = found.setdefault(prompt, (f"vbench-{i:03}", prompt, text, dict(dimensions=[])))
             about["dimensions"] += [kind for kind in kinds if kind not in about["dimensions"]]
     if set(dimensions) == set(DIMENSIONS) and len(found) != NUMBERS["vbench"]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ..ground import paths
 from ..ground.errors import Refused
+from ..ground.words import few
 
 # %% ../../nbs/60_scoring/06_weights.ipynb #9623645e
 class WeightsMissing(Refused):
@@ -68,7 +69,8 @@ def find_weights(checkpoint, revision, *names):
     "The files `names` of a checkpoint of the hub, in their order; refused if any are not on this machine."
     found = {name: find_file(checkpoint, revision, name) for name in names}
     if missing := [name for name, path in found.items() if path is None]:
-        get = f"hf download {checkpoint} {' '.join(missing)}" + f" --revision {revision}" * bool(revision)
+        release = f" --revision {revision}" if revision else ""
+        get = f"hf download {checkpoint} {' '.join(missing)}{release}"
         then = f"where there is a network: {get} --local-dir {weights_folder(checkpoint)}; or copy the files there"
         raise WeightsMissing(checkpoint, revision, ", ".join(missing), then)
     return list(found.values())
@@ -174,7 +176,7 @@ def fill(model, state, file):
     ]
     for why, keys in faults:
         if keys:
-            named = f"{', '.join(sorted(keys)[:5])}{' and more' * (len(keys) > 5)}"
+            named = few(sorted(keys), 5)
             raise Refused(file, f"{why}: {named} ({len(keys)} of {len(wanted)})", "use the published checkpoint")
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)

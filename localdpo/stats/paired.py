@@ -15,6 +15,7 @@ import numpy as np
 
 from ..ground import tables
 from ..ground.errors import Refused
+from ..ground.words import few
 from .intervals import Interval, mean_interval, per_prompt, win_rate
 
 # %% ../../nbs/70_stats/02_paired.ipynb #0b42e91e
@@ -106,9 +107,8 @@ def matched(table, column, methods=None, missing="refuse"):
         for v, m in np.argwhere(gaps.T)
     )
     if lines and missing == "refuse":
-        more = f", and {len(lines) - 3} more" if len(lines) > 3 else ""
         then = 'score them, or pass missing="drop" to leave these videos out for every method'
-        raise Refused(f"{len(lines)} of {gaps.size} scores", "; ".join(lines[:3]) + more, then)
+        raise Refused(f"{len(lines)} of {gaps.size} scores", few(lines, between="; "), then)
     kept = ~gaps.any(0)
     prompts, seeds = np.array(videos)[kept].T
     if len(set(prompts)) < 2:

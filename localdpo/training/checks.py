@@ -15,7 +15,7 @@ import torch
 
 from .. import losses
 from ..ground.errors import Refused
-from ..ground.words import counted
+from ..ground.words import counted, few
 from .recipe import MAPS, Recipe
 
 # %% ../../nbs/40_training/09_checks.ipynb #3f8ae3e3
@@ -127,6 +127,6 @@ def check_pairs(pairs, recipe, config, world=1):
 def _refuse(entries, why, then):
     "Refuse the pairs of `entries`, if there are any."
     if entries:
-        some = ", ".join(str(entry["id"]) for entry in entries[:5]) + ", ..." * (len(entries) > 5)
+        some = few((entry["id"] for entry in entries), 5)
         has = "have" if len(entries) > 1 else "has"
         raise Refused(f"{counted(len(entries), 'pair')} ({some})", f"{has} {why}", then)

@@ -82,7 +82,8 @@ def _begin(run, log):
     if start < config.steps:
         run.work = _announce(run)
     else:
-        said = f"all {start} steps were made" + f", more than the {config.steps} asked for" * (start > config.steps)
+        more = f", more than the {config.steps} asked for" if start > config.steps else ""
+        said = f"all {start} steps were made{more}"
         print(f"{run.folder} is finished: {said}; its adapter is {run.folder / 'adapter'}", flush=True)
 
 # %% ../../nbs/40_training/10_opening.ipynb #788f8ccc

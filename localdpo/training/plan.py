@@ -121,7 +121,9 @@ def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=No
     seconds *= config.batch / world * (config.steps - start)
     room = f" of {_bytes(free)} free" if free is not None else ""
     epochs = config.steps * config.batch / pairs
-    twice = epochs > 1 and pairs % config.batch
+    cut = epochs > 1 and pairs % config.batch
+    twice = "; where a round ends inside a step, a pair may be in it twice" if cut else ""
+    short = ", which it does not reach" if config.warmup > config.steps else ""
     lines = {
         "model": f"{backbone.name}, computing in {config.precision} on {backbone.device}",
         "recipe": f"{recipe}",
@@ -130,10 +132,8 @@ def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=No
         "batch": f"{counted(config.batch, 'pair')} = {config.micro_batch} x {accumulation} accumulated x "
         + counted(world, "process", "es"),
         "steps": (f"goes on at step {start + 1} of {config.steps}" if start else f"{config.steps}")
-        + f", {epochs:.2f} times through {counted(pairs, 'pair')}"
-        + "; where a round ends inside a step, a pair may be in it twice" * bool(twice),
-        "rate": f"{config.lr:g} after {counted(config.warmup, 'step')}"
-        + ", which it does not reach" * (config.warmup > config.steps),
+        + f", {epochs:.2f} times through {counted(pairs, 'pair')}{twice}",
+        "rate": f"{config.lr:g} after {counted(config.warmup, 'step')}{short}",
         "memory": f"about {_bytes(needed)}{room}" + (", computing activations twice" if config.recompute else ""),
         "work": f"{_count(work)}FLOP a pair, {_count(work * config.batch * (config.steps - start))}FLOP in all",
         "time": f"about {_span(seconds)}",

@@ -69,7 +69,8 @@ def to_open_clip(state):
             made[f"{ends[place]}.{kind}"] = tensor
         else:
             tower, _, _, number, rest = place.split(".", 4)
-            start = f"{'visual.' * (tower == 'vision_model')}transformer.resblocks.{number}."
+            side = "visual." if tower == "vision_model" else ""
+            start = f"{side}transformer.resblocks.{number}."
             if rest.endswith(("q_proj", "k_proj", "v_proj")):
                 packed.setdefault(f"{start}attn.in_proj_{kind}", {})[rest[-6]] = tensor
             else:

@@ -501,7 +501,7 @@ class Known(Pairs):
         (
             Known(masked=False),
             "local_dpo",
-            r"10 pairs \(clip 0, clip 1, clip 2, clip 3, clip 4, \.\.\.\): have no mask",
+            r"10 pairs \(clip 0, clip 1, clip 2, clip 3, clip 4, and 5 more\): have no mask",
         ),
         (
             Known(masked=False, count=4),
