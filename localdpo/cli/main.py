@@ -19,7 +19,7 @@ from importlib import import_module
 
 from .. import __version__
 from ..ground import info
-from ..ground.errors import Failed, Refused
+from ..ground.errors import Failed, Refused, Starved
 from ..ground.words import near
 
 WORDS = {  # each is the module of its name in localdpo.cli
@@ -87,7 +87,7 @@ def main(words=None):
             if pressed or isinstance(error, KeyboardInterrupt):
                 return _say("stopped; the same command goes on from here", 130)
             if isinstance(error, (Refused, Failed)):
-                return _say(error, 2 if isinstance(error, Refused) else 1)
+                return _say(error, 1 if isinstance(error, Failed | Starved) else 2)
             if not (isinstance(error, BrokenPipeError) and _unread()):
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends

@@ -62,7 +62,8 @@ def add_arguments(parser):
         "Columns of scorers that the table has and that are not asked for now stay as they are.\n"
         "What is wrong with a video, or with a score of it, stands in its row, in the column problem; a scorer whose\n"
         "weights are missing leaves its columns empty. The exit status is 0 if anything could be scored, and 1 if\n"
-        "nothing could; of input that makes no sense it is 2, and nothing is written."
+        "nothing could, or if the machine had no memory, threads or file handles for some: the same command tries those\n"
+        "again. Of input that makes no sense it is 2, and nothing is written."
     )
     parser.add_argument(
         "videos", metavar="VIDEOS", nargs="*", help="folders of `localdpo sample`, other folders of videos, or videos"

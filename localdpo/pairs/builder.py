@@ -7,19 +7,17 @@ __all__ = ['PairConfig', 'draw_alpha', 'make_block', 'build']
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #ae65d2e8
 import csv
-import gc
 import hashlib
 import io
 import json
 import math
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..backbones.captions import LONG_CAPTIONS, read_caption
 from ..backbones.identity import identity
 from ..ground import words
-from ..ground.errors import Refused, Starved, lacking
+from ..ground.errors import Refused, Starved, patiently
 from ..ground.noise import generator
 from ..ground.seals import file_sum, unsealed
 from . import store as pairs
@@ -114,24 +112,15 @@ def draw_alpha(id, config):
     return round(low + config.alpha_step * int(rng.integers(levels, endpoint=True)), 6)
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #e45073b7
-def _read(clip, size, pauses=(0, 1, 5)):
+def _read(clip, size):
     "The frames of a clip. Want of memory, threads or file handles may pass, and is never held against the clip."
-    for pause in (*pauses, None):
-        try:
-            return clip.read(*size)
-        except Exception as error:
-            want = lacking(error)
-            if isinstance(error, Refused) and not isinstance(error, Starved):
-                raise
-            if not want and not isinstance(error, Starved):
-                why = f"cannot be read ({type(error).__name__})"
-                raise Refused(clip.id, why, "mend it, or leave it out") from error
-            if pause is None:
-                why = error.why if isinstance(error, Starved) else f"could not be read for want of {want}"
-                then = "free some, or do less at once, and give the same command again: it goes on from here"
-                raise Starved(clip.id, why, then) from error
-        gc.collect()
-        time.sleep(pause)
+    try:
+        return patiently(lambda: clip.read(*size), clip.id)
+    except Refused:
+        raise
+    except Exception as error:
+        why = f"cannot be read ({type(error).__name__})"
+        raise Refused(clip.id, why, "mend it, or leave it out") from error
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #67172b8c
 def _prepare(backbone, clip, config):

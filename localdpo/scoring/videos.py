@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..ground.errors import Refused
+from ..ground.errors import Refused, Starved, patiently
+from ..ground.words import counted
 from ..ground.workers import Died, spread
 from ..media import video
 from . import table
@@ -28,26 +29,33 @@ class Judged(NamedTuple):
     said: dict = {}  # scorer -> Seen
     failed: dict = {}
     fault: str = ""
+    starved: bool = False  # the machine is to blame for what is missing
 
 
 def judge(path, prompt, scorers):
     "What `scorers` say of the video at `path`."
     try:
-        clip = video.read(path)
+        clip = patiently(lambda: video.read(path), path, pauses=(0, 1))
     except Refused as refusal:
-        return Judged(fault=refusal.why)
+        return Judged(fault=_why(refusal), starved=isinstance(refusal, Starved))
     except Exception as error:
         return Judged(fault=f"cannot be read ({_short(error)})")
-    said, failed = {}, {}
+    said, failed, starved = {}, {}, False
     for scorer in scorers:
         try:
-            said[scorer.name] = score_video(scorer, clip.frames, prompt, clip.fps)
+            work = functools.partial(score_video, scorer, clip.frames, prompt, clip.fps)
+            said[scorer.name] = patiently(work, "the video", pauses=(0, 1))
         except Refused as refusal:
-            failed[scorer.name] = f"{scorer.name}: {refusal.what}: {refusal.why}"
+            starved = starved or isinstance(refusal, Starved)
+            failed[scorer.name] = f"{scorer.name}: {refusal.what}: {_why(refusal)}"
         except Exception as error:
             failed[scorer.name] = f"{scorer.name}: {_short(error)}"
     frames, height, width = clip.frames.shape[:3]
-    return Judged(dict(fps=clip.fps, frames=frames, height=height, width=width), said, failed)
+    return Judged(dict(fps=clip.fps, frames=frames, height=height, width=width), said, failed, starved=starved)
+
+
+def _why(refusal):
+    return refusal.why + "; the same command tries it again" * isinstance(refusal, Starved)
 
 
 def _short(error):
@@ -88,7 +96,7 @@ def _case(one, panel, facts, known):
     sha256, fault = "", one.fault
     if not fault:
         try:
-            sha256 = table.sum_of(one.path)
+            sha256 = patiently(lambda: table.sum_of(one.path), one.name)
         except OSError as error:
             fault = f"cannot be read ({error.strerror})"
     keys = (
@@ -116,17 +124,18 @@ def _drop_odd(scorer, known):
 
 # %% ../../nbs/60_scoring/04_videos.ipynb #9df1bbd8
 class Troubles(NamedTuple):
-    "What went wrong: the `faults` of videos by name, and of each other video which scorers `failed`, and why."
+    "What went wrong: the `faults` of videos by name, of each other video which scorers `failed`, and whom the machine starved."
 
     faults: dict
     failed: dict
+    starved: list
 
 
 def run(cases, known, devices=(None,), batch=None):
     "Have scorers say what they have still to say of `cases`."
     from localdpo.ground.progress import progress
 
-    troubles = Troubles({case.video.name: case.fault for case in cases if case.fault}, {})
+    troubles = Troubles({case.video.name: case.fault for case in cases if case.fault}, {}, [])
     waiting = [case for case in cases if case.waits]
     jobs = [(case.video.path, case.video.prompt, case.to_say) for case in waiting]
     with progress(total=len(jobs), description="score", unit="video") as bar:
@@ -139,6 +148,8 @@ def run(cases, known, devices=(None,), batch=None):
             else:
                 known.add(name, case.sha256, answer.facts, {case.keys[by]: seen for by, seen in answer.said.items()})
                 troubles.failed[name] = answer.failed
+            if not isinstance(answer, Died) and answer.starved:
+                troubles.starved.append(name)
             bar.update()
     return troubles
 
@@ -240,6 +251,17 @@ def score_videos(videos, names, out, devices=(None,), batch=None, per_frame=None
         columns = [*table.FIRST, *(column for own in panel.columns.values() for column in own), table.LAST]
         others = [(per_frame, list(_frames(cases, panel, known)), table.PER_FRAME)] if per_frame else []
         told = known.told + table.keep(out, rows, columns, _made_with(cases, rows, panel), others, whole)
+    _refuse_starved(troubles.starved, out)
     asked = [column for scorer in panel.scorers.values() for column in scorer.columns]
     named = {case.video.name: own for case, own in zip(cases, problems, strict=True)}
     return Scored(rows, asked, named, told, sum(case.waits for case in cases))
+
+# %% ../../nbs/60_scoring/04_videos.ipynb #3bb3bfff
+def _refuse_starved(names, out):
+    "Say that work is left which the machine had no room for; all other is in the table `out`."
+    if names:
+        some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        was = "was" if len(names) == 1 else "were"
+        why = f"{was} not scored for want of memory, threads or file handles; {out} has the others"
+        then = "free some, or do less at once, and give the same command again: what was scored is kept"
+        raise Starved(f"{counted(len(names), 'video')} ({some})", why, then)

@@ -784,9 +784,9 @@ def test_a_clip_that_was_only_touched_costs_no_pair(backbone, two, monkeypatch):
 
 
 def test_a_machine_that_lacks_something_stops_and_holds_nothing_against_a_clip(backbone, clips, tmp_path, monkeypatch):
-    from localdpo.pairs import builder
+    from localdpo.ground import errors
 
-    monkeypatch.setattr(builder.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(errors.time, "sleep", lambda seconds: None)
     tries = []
 
     def poor(*size):
@@ -801,9 +801,9 @@ def test_a_machine_that_lacks_something_stops_and_holds_nothing_against_a_clip(b
 
 
 def test_want_that_passes_costs_nothing(backbone, clips, whole, tmp_path, monkeypatch):
-    from localdpo.pairs import builder
+    from localdpo.ground import errors
 
-    monkeypatch.setattr(builder.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(errors.time, "sleep", lambda seconds: None)
     once = iter([MemoryError()])
 
     def read(*size):
