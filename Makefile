@@ -44,9 +44,9 @@ PYTEST := $(BIN)/pytest -q -n 2 --durations 15
 check: $(READY)  ## lint, notebooks in step with the package, pins, and all short tests
 	@$(PYTEST) --dist worksteal -m 'not slow and not long'
 
-test: $(READY)  ## every notebook, and every test but the long ones
+test: check  ## make check, then every notebook and the slow tests
 	@$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^(miniature|benchmarks|rerun)$$'
-	@$(PYTEST) --dist worksteal -m 'not long'
+	@$(PYTEST) --dist worksteal -m 'slow and not long'
 
 long: $(READY)  ## the long tests: the shipped models, a killed paper, dozens of killed builders and runs
 	@$(PYTEST) --dist loadgroup -m long

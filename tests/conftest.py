@@ -37,7 +37,11 @@ def _random_model(name, layers):
 def random_model(name, layers=None):
     "A copy of one tiny model with random weights of which none is zero; with few `layers` it is faster."
     made = _random_model(name, layers)
-    return type(made)(copy.deepcopy(made.pipeline), name)
+    pipeline = copy.copy(made.pipeline)  # what no test changes is shared: tokenizer, text encoder and autoencoder
+    pipeline.register_modules(
+        transformer=copy.deepcopy(made.transformer), scheduler=copy.deepcopy(made.pipeline.scheduler)
+    )
+    return type(made)(pipeline, name)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import json
 import re
 from collections import defaultdict
 
-import nbformat
+from ..ground.notebooks import nbformat
 
 # %% ../../nbs/99_dev/04_pages.ipynb #5b27b0b5
 def notebooks(root):

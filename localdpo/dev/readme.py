@@ -11,11 +11,10 @@ import ast
 import base64
 import re
 
-import nbformat
-
 from . import pages
 from .pages import notebooks, title
 from ..ground import paths
+from ..ground.notebooks import nbformat
 
 # %% ../../nbs/99_dev/05_readme.ipynb #a7a3e3f2
 BESIDE = {

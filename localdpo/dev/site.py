@@ -87,7 +87,7 @@ def relink(text, home, root, repository):
 # %% ../../nbs/99_dev/03_site.ipynb #e0fbff6b
 def _stage_notebook(home, root, source, repository, ending=None):
     "Copy one notebook, with a markdown cell `ending` below it; returns the module it exports (or None)."
-    import nbformat
+    from localdpo.ground.notebooks import nbformat
 
     try:
         notebook = nbformat.reads((root / home).read_text(encoding="utf-8"), as_version=4)

@@ -79,7 +79,7 @@ def modules(source):
 
 # %% ../../nbs/80_engine/03_fingerprints.ipynb #d09c0b30
 def _code(notebook):
-    import nbformat
+    from localdpo.ground.notebooks import nbformat
 
     cells = (cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
     return "\n".join(re.sub(r"^\s*[%!].*$", "", cell, flags=re.M) for cell in cells)  # magics are not Python

@@ -101,9 +101,12 @@ class _Chatter(logging.Filter):
         event = getattr(record, "event", None)
         return getattr(event, "value", event) not in self.events and not str(record.msg).startswith(self.words)
 
-
+# %% ../../nbs/80_engine/01_graph.ipynb #d478fb45
 def _snakemake(words):
     "Run Snakemake in this process, so that killing the process kills the run; returns its exit status."
+    from localdpo.ground.notebooks import import_jsonschema
+
+    import_jsonschema()  # Snakemake would do it in two seconds more
     from snakemake.cli import main
     from snakemake.logging import logger
 

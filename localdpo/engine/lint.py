@@ -14,6 +14,9 @@ from pathlib import Path
 # %% ../../nbs/80_engine/04_lint.ipynb #f5614d39
 def rules(snakefile, config, folder=None):
     "The rules of a Snakefile under a profile; what the Snakefile refuses is raised here, before anything runs."
+    from localdpo.ground.notebooks import import_jsonschema
+
+    import_jsonschema()  # Snakemake would do it in two seconds more
     from snakemake.api import ConfigSettings, OutputSettings, ResourceSettings, SnakemakeApi
     from snakemake.settings.enums import Quietness
 

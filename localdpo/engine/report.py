@@ -14,11 +14,10 @@ import sys
 from html import escape
 from pathlib import Path
 
-import nbformat
-
 from . import ledger
 from ..ground import info, paths
 from ..ground.errors import Refused
+from ..ground.notebooks import nbformat
 
 LOOK = """
 body{margin:2.5rem auto;max-width:68rem;padding:0 1.5rem;font:16px/1.55 system-ui,sans-serif;color:#22303c;background:#fff}

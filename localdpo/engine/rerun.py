@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-import nbformat
 from pydantic import TypeAdapter, ValidationError
 
 from ..ground import info, leases, paths
 from ..ground.errors import Failed, Refused
+from ..ground.notebooks import nbformat
 
 # %% ../../nbs/80_engine/05_rerun.ipynb #b6af8049
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "Optional": Optional}

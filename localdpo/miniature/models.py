@@ -54,9 +54,8 @@ def tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     clean = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex("[.,;:!?]"), "")])
-    words = {
-        word for spec in specs() for long in (False, True) for word in clean.normalize_str(prompt(spec, long)).split()
-    }
+    said = {word for spec in specs() for long in (False, True) for word in prompt(spec, long).split()}
+    words = {clean.normalize_str(word) for word in said} - {""}
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *sorted(words)])}
     tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokens.normalizer, tokens.pre_tokenizer = clean, pre_tokenizers.WhitespaceSplit()
