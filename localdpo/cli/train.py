@@ -17,9 +17,7 @@ import localdpo
 from .. import methods
 from . import fields
 from ..ground.errors import Refused
-from ..ground.seals import REPAIR
-from ..ground.words import counted
-from ..training.config import TrainConfig
+from ..training.config import UNFINISHED, TrainConfig
 
 # %% ../../nbs/95_cli/05_train.ipynb #165d4ab8
 def add_arguments(parser):
@@ -130,7 +128,8 @@ def _train(args):
     from localdpo.pairs.store import PairStore
 
     store = PairStore(args.pairs)
-    _check_finished(store, args.partial)
+    if not args.partial:
+        store.check_finished(UNFINISHED)
     from localdpo.backbones.hollow import network
     from localdpo.training import loop  # torch takes seconds to import; what is wrong above is said before
 
@@ -144,7 +143,7 @@ def _train(args):
             numbers = ",".join(f"{number:g}" for number in (beta if isinstance(beta, tuple) else [beta]))
             print(f"to train with it: --set 'beta={f'[{numbers}]' if isinstance(beta, tuple) else numbers}'")
         return
-    folder = loop.train(backbone, store, recipe, config)
+    folder = loop.train(backbone, store, recipe, config, args.partial)
     print(f"adapter: {folder / 'adapter'}")
 
 # %% ../../nbs/95_cli/05_train.ipynb #3369bd84
@@ -162,14 +161,6 @@ def _dtype(precision):
     return {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 # %% ../../nbs/95_cli/05_train.ipynb #12db5d16
-def _check_finished(store, partial):
-    "Refuse a store of which blocks are still to be made, unless `partial` pairs are meant."
-    if store.missing and not partial:
-        blocks = f"{counted(len(store.missing), 'block')} of {len(store.settings['blocks'])} missing or stale"
-        why = f"is not finished: {blocks}, {counted(len(store), 'pair')} of {store.settings.get('clips', '?')} there"
-        raise Refused(store.path, why, f"{REPAIR}; or train on what is there with --partial")
-
-
 def _check_origin(store, backbone, model):
     from localdpo import backbones
     from localdpo.backbones.identity import fingerprint, identity

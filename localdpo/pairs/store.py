@@ -181,12 +181,19 @@ class PairStore(_Grown):
         "Every fault of the store, as a list of `Fault`; empty if there is none."
         return verify(self.path)
 
+    def check_finished(self, then=REPAIR):
+        "Refuse a store that has not all of its pairs yet."
+        if self.missing:
+            missing = f"{counted(len(self.missing), 'block')} of {len(self.settings['blocks'])} missing or stale"
+            there = f"{counted(len(self), 'pair')} of {self.settings.get('clips', '?')} there"
+            raise Refused(self.path, f"is not finished: {missing}, {there}", then)
+
     def check(self, backbone, size=None, captions=None):
         "Refuse a store that is unfinished, or not of this model, `size` (frames, height, width) or `captions` (id -> text)."
         then = "build the pairs again with this model and these clips"
-        if not len(self) or self.missing:
-            missing = f"is not finished: {counted(len(self.missing), 'block')} missing or stale"
-            raise Refused(self.path, missing if self.missing else "holds no pairs", REPAIR)
+        self.check_finished()
+        if not len(self):
+            raise Refused(self.path, "holds no pairs", REPAIR)
         if other := differences(self.settings.get("identity"), json.loads(json.dumps(identity(backbone)))):
             raise Refused(self.path, f"was made with another model than {backbone.name}: {', '.join(other)}", then)
         if size and list(size) != self.settings.get("size"):

@@ -16,6 +16,7 @@ import torch
 from .. import losses
 from ..ground.errors import Refused
 from ..ground.words import counted, few
+from .config import UNFINISHED
 from .recipe import MAPS, Recipe
 
 # %% ../../nbs/40_training/09_checks.ipynb #3f8ae3e3
@@ -76,8 +77,10 @@ def _whole(kind, asked):
         raise Refused(kind, why, "launch with accelerate launch --multi_gpu, or torchrun")
 
 # %% ../../nbs/40_training/09_checks.ipynb #f6b80db9
-def check(backbone, pairs, recipe, config, world, folder):
-    "Refuse what cannot become a run of `world` processes in `folder`."
+def check(backbone, pairs, recipe, config, world, folder, partial=False):
+    "Refuse what cannot become a run of `world` processes in `folder`; a store that is unfinished too, unless a `partial` one is meant."
+    if hasattr(pairs, "check_finished") and not partial:
+        pairs.check_finished(UNFINISHED)
     if config.compile and backbone.device.type != "cuda":
         raise Refused("compile", f"brings nothing on {backbone.device}", "leave it out")
     if not len(pairs):

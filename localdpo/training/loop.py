@@ -226,8 +226,11 @@ def _finish(run):
     run.accelerator.wait_for_everyone()
 
 # %% ../../nbs/40_training/03_loop.ipynb #0a0dbf0e
-def train(backbone, pairs, recipe, config=None):
-    "Tune an adapter of `backbone` on `pairs` by `recipe`, or go on with it; returns the folder of the run."
+def train(backbone, pairs, recipe, config=None, partial=False):
+    """Tune an adapter of `backbone` on `pairs` by `recipe`, or go on with it; returns the folder of the run.
+
+    A store that its builder has not finished is refused, unless `partial` says that it is meant.
+    """
     # settle every setting, and refuse what cannot become a run
     config = (config or TrainConfig()).filled(backbone)
     recipe = recipe.filled(backbone, pairs) if isinstance(recipe, Recipe) else recipe
@@ -235,7 +238,7 @@ def train(backbone, pairs, recipe, config=None):
     accelerator = accelerator_for(backbone, config, folder)
     main = accelerator.is_main_process
     if main:
-        check(backbone, pairs, recipe, config, accelerator.num_processes, folder)
+        check(backbone, pairs, recipe, config, accelerator.num_processes, folder, partial)
     this = identity(backbone, pairs, recipe, config)
 
     with leases.sole_run(folder) if main else contextlib.nullcontext(), policy(backbone, config) as named:
