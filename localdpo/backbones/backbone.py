@@ -20,6 +20,7 @@ from ..ground.devices import place
 from ..ground.errors import Refused
 from ..ground.noise import normal_batch
 from ..ground.progress import progress
+from ..ground.words import counted
 
 # %% ../../nbs/20_backbones/01_backbone.ipynb #ab351b49
 @contextlib.contextmanager
@@ -215,7 +216,11 @@ class _Generation(_Walk):
         shape = self.latent_shape(*(size or self.native))
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or steps < 1:
-            raise Refused(f"{len(prompts)} prompts, {steps} steps", "make no clip", "pass a prompt and a step at least")
+            raise Refused(
+                f"{counted(len(prompts), 'prompt')}, {counted(steps, 'step')}",
+                "make no clip",
+                "pass a prompt and a step at least",
+            )
         visits = [prompts[:i].count(prompt) for i, prompt in enumerate(prompts)]
         clips, starts = [], range(0, len(prompts), batch)
         for start in progress(starts, "generate", unit="batch") if len(starts) > 1 else starts:

@@ -10,7 +10,7 @@ import argparse
 import json
 
 from ..ground.errors import Refused
-from ..ground.words import check_whole
+from ..ground.words import check_whole, counted
 from ..prompts.lists import DIMENSIONS
 from ..prompts.suites import SUITES, as_prompts, check_suffix, expand, suite, write
 
@@ -64,4 +64,6 @@ def main(args):
         return
     write(args.out, rows)
     longer = sum(entry.expanded is not None for entry in entries)
-    print(f"{args.out}: {len(rows)} prompts of {args.suite}, {longer or 'none'} of them with an expanded form")
+    print(
+        f"{args.out}: {counted(len(rows), 'prompt')} of {args.suite}, {longer or 'none'} of them with an expanded form"
+    )

@@ -121,4 +121,5 @@ def main(args):
     if manifest is None:
         print(f"{args.out}: this worker is done, others are not")
     else:
-        print(f"{args.out}: {len(manifest['videos'])} videos of {len(prompts)} prompts, listed in manifest.json")
+        made = f"{words.counted(len(manifest['videos']), 'video')} of {words.counted(len(prompts), 'prompt')}"
+        print(f"{args.out}: {made}, listed in manifest.json")

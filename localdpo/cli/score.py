@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from . import fields
 from .fields import setting
 from ..ground.errors import Failed, Refused
-from ..ground.words import check_whole, few
+from ..ground.words import check_whole, counted, few
 from ..sampling.folders import FORMS, find_videos
 from ..scoring.panel import missing
 from ..scoring.scorer import SCORERS, get_scorer
@@ -135,7 +135,9 @@ def _tell(scored, out):
     good = sum(any(_finite(row[column]) for column in scored.columns) for row in scored.rows)
     whole = sum(all(_finite(row[column]) for column in scored.columns) for row in scored.rows)
     some = f", {good - whole} with some" if good > whole else ""
-    print(f"{out}: {len(scored.rows)} videos, {whole} with all scores{some}; {scored.computed} looked at now")
+    print(
+        f"{out}: {counted(len(scored.rows), 'video')}, {whole} with all scores{some}; {scored.computed} looked at now"
+    )
     return good
 
 

@@ -12,6 +12,7 @@ import re
 
 from ..backbones import files
 from ..ground.errors import Refused
+from ..ground.words import counted
 from ..methods import get, recipe
 from ..prompts import suites
 from ..scoring.scorer import get_scorer
@@ -118,4 +119,6 @@ def check_batch(p, where, own_clips):
     pairs = sum(map(bool, map(str.strip, lines))) if own_clips else int(p["clips"].partition(":")[2])
     if p["batch"] > pairs:
         then = f"give {pairs} or fewer, or more clips"
-        raise Refused(f"{where.name}, batch: {p['batch']}", f"is more than the {pairs} pairs of {p['clips']}", then)
+        raise Refused(
+            f"{where.name}, batch: {p['batch']}", f"is more than the {counted(pairs, 'pair')} of {p['clips']}", then
+        )

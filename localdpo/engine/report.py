@@ -208,7 +208,7 @@ def build(folder, about="", names=()):
             "name a folder that `localdpo paper` has written, such as reports/tour",
         )
 
-    def listed(sub):  # what an earlier profile or a refused step left in the folder is no result of this one
+    def listed(sub):  # an earlier profile or a refused step may have left files of its own
         return [path for path in _files(folder, sub) if path.stat().st_size and (not names or path.stem in names)]
 
     notebooks = [path for path in listed("notebooks") if path.suffix == ".ipynb"]

@@ -66,7 +66,7 @@ def _read(notebook):
         return nbformat.read(notebook, as_version=4)
     except FileNotFoundError:
         raise Refused(notebook, "does not exist", "check the path; notebooks live in nbs/") from None
-    except Exception as error:  # nbformat raises many kinds for a file that is no notebook
+    except Exception as error:  # nbformat raises many kinds for a file of another form
         raise Refused(
             notebook,
             f"is not a readable notebook ({type(error).__name__})",

@@ -141,7 +141,7 @@ class Coded(Paper):
 
 # %% ../../nbs/80_engine/08_steps.ipynb #3cb4502a
 class Trained(Coded):
-    "What the steps of pairs and of training are told, and where they work."
+    "The settings of the steps of pairs and of training, and where they work."
 
     @property
     def pairs(self):
@@ -161,7 +161,7 @@ class Trained(Coded):
 
 # %% ../../nbs/80_engine/08_steps.ipynb #bc7c0f11
 class Steps(Trained):
-    "What all long steps are told, and where they work."
+    "The settings of all long steps, and where they work."
 
     def sample(self, name):
         sizes = dict(count=self.p["prompts"], seeds=self.p["videos"], steps=self.p["sampler_steps"])

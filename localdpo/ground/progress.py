@@ -11,6 +11,8 @@ import sys
 
 from tqdm import tqdm
 
+from .words import counted
+
 # %% ../../nbs/90_ground/05_progress.ipynb #c5cb1807
 class _Cell:
     "A place in a notebook's cell that always shows the last line written to it."
@@ -53,14 +55,16 @@ class _Lines:
         self.file.flush()
 
 
-def progress(iterable=None, description=None, *, total=None, unit="it", every=20.0):
+def progress(iterable=None, description=None, *, total=None, unit="step", every=20.0):
     "Wrap `iterable` (or count by hand with `.update()`): a bar where one can be drawn, else a line every `every` seconds."
     file, redraws = _stream()
     if redraws:
         return tqdm(
             iterable, description, total, unit=unit, file=file, dynamic_ncols=True, leave="ipykernel" not in sys.modules
         )
-    shape = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {elapsed} gone, {remaining} left"
+    count = len(iterable) if total is None and hasattr(iterable, "__len__") else total
+    units = "? " + unit if count is None else counted(count, unit, "es" if unit.endswith("ch") else "s")
+    shape = f"{{desc}}: {{n_fmt}}/{units}, {{rate_fmt}}, {{elapsed}} gone, {{remaining}} left"
     return tqdm(
         iterable,
         description,

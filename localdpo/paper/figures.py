@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..ground.words import counted
 from ..media import figures, video
 from .tables import arrow, spoken
 
@@ -119,7 +120,7 @@ def where_changed(drawn):
     )
     rim = (change[~mask] > 5).mean()
     return (
-        f"In {len(mask)} pairs the mask covers {mask.mean():.0%} of the clip. Of 255 levels, pixels change by "
+        f"In {counted(len(mask), 'pair')} the mask covers {mask.mean():.0%} of the clip. Of 255 levels, pixels change by "
         f"{change[mask].mean():.1f} inside of it and by {change[~mask].mean():.1f} outside, where {rim:.0%} change by more than 5; {far}."
     )
 
@@ -158,7 +159,5 @@ def how_far(clips):
         gap = np.mean([np.abs(a.astype(float) - b).mean() for a, b in zip(clips[name], clips[first], strict=True)])
         said.append(f"{name} {gap:.1f}")
     if not said:
-        return f"{len(clips[first])} videos of {first}."
-    return (
-        f"Mean distance to the videos of {first}, of 255 levels, over {len(clips[first])} prompts: {', '.join(said)}."
-    )
+        return f"{counted(len(clips[first]), 'video')} of {first}."
+    return f"Mean distance to the videos of {first}, of 255 levels, over {counted(len(clips[first]), 'prompt')}: {', '.join(said)}."

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..ground.errors import Refused
+from ..ground.words import counted
 from ..stats.comparison import compare
 from ..stats.intervals import mean_interval
 from ..stats.paired import matched
@@ -116,7 +117,8 @@ def over_steps(folder, methods, columns, untuned="baseline"):
         rows = read(folder, name, columns)
         missing = sum(not math.isfinite(number(row, column)) for row in rows for column in columns)
         if missing:
-            print(f"{name}: {missing} scores are missing; their videos are left out, here and in the untuned model")
+            said = counted(missing, "missing score")
+            print(f"{name}: {said}; the videos are left out, here and in the untuned model")
         for column in columns:
             before, looks = by_video(start, column), []
             for step in sorted({int(row["step"]) for row in rows}):

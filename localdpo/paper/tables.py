@@ -37,6 +37,9 @@ def arrow(scores, column):
     "The name of a column and which way is better."
     return spoken(column) + {"higher": " ↑", "lower": " ↓"}.get(scores.columns.get(column), "")
 
+
+from ..ground.words import counted
+
 # %% ../../nbs/75_paper/04_tables.ipynb #d8d00318
 def watched(scores):
     "The mean of each method in the watched columns, and how far it is from the first; empty without any."
@@ -68,7 +71,7 @@ def real_clips(scores):
 
 
 def _cloud(scores, name):
-    "The features of one method's videos and the prompt of each, or the reason why there are none."
+    "The features of one method's videos and the prompt of each, or why they are missing."
     with np.load(scores.folder / f"features-{name}.npz") as looks:
         if "none" in looks:
             return None, None, str(looks["none"])
@@ -128,7 +131,7 @@ def _said(rungs, key):
 
 
 def _sentence(rungs):
-    how_many = f"{len(rungs.found)} comparisons of {rungs.prompts} prompts"
+    how_many = f"{counted(len(rungs.found), 'comparison')} of {counted(rungs.prompts, 'prompt')}"
     if sure := [key for key in rungs.found if rungs.sure(key)]:
         said = [_said(rungs, key) for key in sorted(sure, key=rungs.p.get)]
         rest = f", and {len(said) - 6} more" if len(said) > 6 else ""

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..clips.captions import caption_fault
 from ..ground import journal, paths
 from ..ground.errors import Failed, Refused
+from ..ground.words import counted
 
 # %% ../../nbs/15_prompts/04_expansion.ipynb #11ff90f3
 MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -172,7 +173,7 @@ def _ask(model, tokenizer, prompts, facts, path, max_tokens):
         remember(path, dict(prompt=prompt, **facts, expanded=text))
         found[(prompt, *facts.values())] = text
     if faults:
-        said = f"{len(faults)} of {len(prompts)} prompts could not be expanded: {few(faults, between='; ')}"
+        said = f"{len(faults)} of {counted(len(prompts), 'prompt')} could not be expanded: {few(faults, between='; ')}"
         raise Failed(
             f"{said}\n  -> the rest is kept in {path}; allow longer answers (--max-tokens), or name another model"
         )

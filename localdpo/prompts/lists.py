@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..clips.captions import caption_fault
 from ..ground.errors import Refused
-from ..ground.words import near
+from ..ground.words import counted, near
 
 # %% ../../nbs/15_prompts/03_lists.ipynb #3773659c
 NUMBERS = {"vbench": 165, "videojam": 128}  # prompts that the paper uses
@@ -85,7 +85,7 @@ def vbench(file, dimensions=DIMENSIONS, augmented=None):
             about["dimensions"] += [kind for kind in kinds if kind not in about["dimensions"]]
     if set(dimensions) == set(DIMENSIONS) and len(found) != NUMBERS["vbench"]:
         twice = f" ({doubled[0]!r} is there twice)" if doubled else ""
-        why = f"has {len(found)} prompts for {', '.join(dimensions)}{twice}; the paper's are {NUMBERS['vbench']}"
+        why = f"has {counted(len(found), 'prompt')} for {', '.join(dimensions)}{twice}; the paper's are {NUMBERS['vbench']}"
         raise Refused(file, why, f"{AGAIN}, or name other dimensions")
     return list(found.values())
 
@@ -93,7 +93,7 @@ def vbench(file, dimensions=DIMENSIONS, augmented=None):
 def _augmented(file, rows, info):
     lines = _texts(file)
     if len(lines) != len(rows):
-        why = f"has {len(lines)} lines, {info.name} has {len(rows)} prompts"
+        why = f"has {counted(len(lines), 'line')}, {info.name} has {counted(len(rows), 'prompt')}"
         raise Refused(file, why, "use an augmented file of all dimensions, of the same release of VBench")
     words = [set(re.findall(r"\w+", line.lower())) for line in lines]
     wanted = [set(re.findall(r"\w+", row["prompt_en"].lower())) for row in rows]
@@ -114,6 +114,6 @@ def videojam(file):
             raise Refused(f"{file} line {i}", f"is line {lines[line]} again: {line[:60]!r}", "leave one of them out")
         lines[line] = i
     if len(lines) != NUMBERS["videojam"]:
-        why = f"has {len(lines)} prompts, VideoJAM-bench has {NUMBERS['videojam']}"
+        why = f"has {counted(len(lines), 'prompt')}, VideoJAM-bench has {NUMBERS['videojam']}"
         raise Refused(file, why, "write all of them, one in each line")
     return [(f"videojam-{i:03}", line, None, {}) for line, i in lines.items()]

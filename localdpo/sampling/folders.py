@@ -14,6 +14,7 @@ from ..clips.captions import CAPTION, FILE, caption_fault, caption_rows
 from ..clips.sources import VIDEOS
 from ..ground.errors import Refused
 from ..ground.seals import unsealed
+from ..ground.words import counted
 
 # %% ../../nbs/50_sampling/03_folders.ipynb #fafd7d33
 class Video(NamedTuple):
@@ -150,7 +151,7 @@ def _with_prompts(found, path, form):
         for i in which:
             given.setdefault(i, []).append((place, prompt, its))
     kept = [one for i, (_, one) in enumerate(found) if i not in given and one.prompt]
-    told = [f"{path.name} has no prompt for {len(kept)} of {len(found)} videos, which keep that of their manifest"]
+    told = [f"{path.name} has no prompt for {len(kept)} of {counted(len(found), 'video')}; the manifest's stays"]
     return [_prompted(one, given.get(i, []), path) for i, (_, one) in enumerate(found)] + lost, told[: len(kept)]
 
 

@@ -150,7 +150,8 @@ def seen(found, i, n):
     if whole == len(states):
         return f"all {whole} videos{share} are there already" if whole > 1 else f"the video{share} is there already"
     again = f", {damaged} damaged and made again" if damaged else ""
-    return f"{whole} of {counted(len(states), 'video')}{share} are there{again}"
+    are = "are" if len(states) > 1 else "is"
+    return f"{whole} of {counted(len(states), 'video')}{share} {are} there{again}"
 
 # %% ../../nbs/50_sampling/02_records.ipynb #abb1fbae
 def finish(out, jobs, key, begun):
@@ -172,7 +173,8 @@ def finish(out, jobs, key, begun):
     manifest = dict(format=1, **facts, made_with=made_with, videos=videos)
     paths.write_text(out / "manifest.json", sealed(manifest))
     if others := len(list((out / "videos").glob("[!.]*.mp4"))) - len(videos):
-        print(f"{out}: the manifest lists the {len(videos)} videos that were asked for, and not {others} others there")
+        said = f"lists the {counted(len(videos), 'video')} asked for, and leaves out {counted(others, 'other')}"
+        print(f"{out}: the manifest {said}")
     names = {job.name for job in jobs}  # what lies there under other names may belong to somebody at work
     for leftover in [*(out / "videos").glob(".*"), *(out / "records").glob(".*")]:
         if leftover.name[1:].rpartition("-")[0] in names:  # of workers that were killed

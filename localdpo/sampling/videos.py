@@ -77,7 +77,9 @@ def make_batch(backbone, jobs, settings):
     except torch.OutOfMemoryError as error:
         size = "x".join(map(str, settings["size"]))
         then = "use a smaller batch, or fewer or smaller frames"
-        raise Refused(f"{settings['batch']} videos of {size}", f"do not fit on {backbone.device}", then) from error
+        raise Refused(
+            f"{counted(settings['batch'], 'video')} of {size}", f"would not fit on {backbone.device}", then
+        ) from error
 
 # %% ../../nbs/50_sampling/01_videos.ipynb #d491d5d7
 FPS = {"CogVideoX": 8, "Wan": 16}  # at which the models were trained
@@ -190,6 +192,6 @@ def _reads(backbone, prompts, long_captions):
             raise Refused(f"{prompt.place}, {refusal.what}", refusal.why, refusal.then) from refusal
     if cut := [read for read in reads if read.cut]:
         longest = max(read.tokens for read in cut)
-        print(f"{len(cut)} of {counted(len(prompts), 'prompt')} have up to {longest} tokens and are cut: "
+        print(f"{counted(len(cut), 'prompt')} of {len(prompts)} cut, the longest of {longest} tokens: "
               f"{backbone.name} reads {backbone.text_length}", flush=True)  # fmt: skip
     return reads

@@ -9,6 +9,7 @@ __all__ = ['FEWEST', 'distance', 'difference']
 import numpy as np
 
 from ..ground.errors import Refused
+from ..ground.words import counted
 from ..stats.intervals import labels, t_quantile
 
 # %% ../../nbs/60_scoring/03_frechet.ipynb #0f35bf2f
@@ -49,12 +50,12 @@ def difference(a, b, real, prompts=None, groups=20):
     a, b, real = (_checked(points) for points in (a, b, real))
     names = labels(range(len(a)) if prompts is None else prompts, "prompt")
     if not len(a) == len(b) == len(names):
-        rows = f"{len(a)} and {len(b)} clips, {len(names)} prompts"
+        rows = f"{len(a)} and {counted(len(b), 'clip')}, {counted(len(names), 'prompt')}"
         raise Refused(rows, "do not belong together row by row", "draw both for the same prompts, and name one a row")
     known, which = np.unique(names, return_inverse=True)
     if len(known) < FEWEST:
         then = f"draw clips of {FEWEST} prompts or more, better forty"
-        raise Refused(f"{len(known)} prompts", "cannot tell how much other prompts would change", then)
+        raise Refused(counted(len(known), "prompt"), "cannot tell how much other prompts would change", then)
     groups = min(groups, len(known))
     kept = [which % groups != group for group in range(groups)]
     without = np.array([distance(a[rows], real) - distance(b[rows], real) for rows in kept])

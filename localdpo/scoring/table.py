@@ -19,6 +19,7 @@ from ..ground import paths
 from ..ground.errors import Refused
 from ..ground.journal import Journal
 from ..ground.tables import from_cell, to_cell
+from ..ground.words import counted
 from .scorer import PROVENANCE, Seen
 
 # %% ../../nbs/60_scoring/05_table.ipynb #96a2b1ab
@@ -194,7 +195,7 @@ def keep(out, rows, names, facts, others=None, whole=True):
         told.append(_aside(out, "was not as it was written (half-written, or edited)"))
     elif whole and out.exists() and (lost := list(_lost(out, rows))):
         columns, videos = ({*part} for part in zip(*lost, strict=True))
-        why = f"had scores that are not in the new table ({', '.join(sorted(columns))} of {len(videos)} videos)"
+        why = f"had scores that are not in the new table ({', '.join(sorted(columns))} of {counted(len(videos), 'video')})"
         told.append(_aside(out, why))
     for path, rows_there, columns in others or ():
         there = written(rows_there, columns, path)

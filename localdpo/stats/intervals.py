@@ -14,6 +14,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ..ground.errors import Refused
+from ..ground.words import counted
 
 # %% ../../nbs/70_stats/01_intervals.ipynb #7b17472f
 ENOUGH = 30  # prompts; with fewer, intervals of skewed scores or heavy tails hold less often than they say
@@ -67,7 +68,9 @@ def per_prompt(values, prompts=None):
         raise Refused(f"prompt {names[worst]!s}", f"has the value {values[worst]}", "find out why before averaging")
     names, which = np.unique(names, return_inverse=True)
     if len(names) < 2:
-        raise Refused(f"{len(names)} prompt", "cannot tell how much prompts differ", "score two or more, better forty")
+        raise Refused(
+            counted(len(names), "prompt"), "cannot tell how much prompts differ", "score two or more, better forty"
+        )
     return np.bincount(which, values) / np.bincount(which)
 
 # %% ../../nbs/70_stats/01_intervals.ipynb #dc951efb

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ground import tables
 from ..ground.errors import Refused
-from ..ground.words import few
+from ..ground.words import counted, few
 from .intervals import Interval, mean_interval, per_prompt, win_rate
 
 # %% ../../nbs/70_stats/02_paired.ipynb #0b42e91e
@@ -108,12 +108,14 @@ def matched(table, column, methods=None, missing="refuse"):
     )
     if lines and missing == "refuse":
         then = 'score them, or pass missing="drop" to leave these videos out for every method'
-        raise Refused(f"{len(lines)} of {gaps.size} scores", few(lines, between="; "), then)
+        raise Refused(f"{len(lines)} of {counted(gaps.size, 'score')}", few(lines, between="; "), then)
     kept = ~gaps.any(0)
     prompts, seeds = np.array(videos)[kept].T
     if len(set(prompts)) < 2:
         raise Refused(
-            column, f"{', '.join(methods)} share {len(prompts)} videos of fewer than two prompts", "score more"
+            column,
+            f"{', '.join(methods)} share {counted(len(prompts), 'video')} of fewer than two prompts",
+            "score more",
         )
     return Matched(column, prompts, seeds, dict(zip(methods, scores[:, kept], strict=True)), lines)
 

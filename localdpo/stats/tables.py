@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 
+from ..ground.words import counted
 from .intervals import ENOUGH
 
 # %% ../../nbs/70_stats/06_tables.ipynb #67f66a18
@@ -38,7 +39,8 @@ def _rows(table, kind):
 
 def notes(table):
     "What a reader of the table must know: the size of the evidence, and what is not in it."
-    sizes = {f"{len(set(own.prompts))} prompts and {len(own.prompts)} videos" for own in table.columns.values()}
+    own = [(len(set(one.prompts)), len(one.prompts)) for one in table.columns.values()]
+    sizes = {f"{counted(prompts, 'prompt')} and {counted(videos, 'video')}" for prompts, videos in own}
     yield f"{' or '.join(sorted(sizes))} a method; best bold, second underlined."
     yield f"†: better than the second by more than noise (95% interval, and p < 0.05 after Holm over {len(table.tests)} tests)."
     if any(found.difference.few for found, _ in table.tests.values()):

@@ -20,6 +20,7 @@ from ..backbones import adapters
 from ..ground import leases, paths
 from ..ground.errors import Failed, Refused
 from ..ground.progress import progress
+from ..ground.words import counted
 from . import alarms, checkpoints, plan
 from .checks import accelerator_for, check
 from .config import TrainConfig
@@ -213,7 +214,7 @@ def _stopped(run):
         if run.made > run.kept:
             with checkpoints.undisturbed():
                 keep(run)
-        print(f"stopped; {run.made} of {run.config.steps} steps are kept in {run.folder}", flush=True)
+        print(f"stopped; {counted(run.made, 'step')} of {run.config.steps} kept in {run.folder}", flush=True)
 
 
 def _finish(run):

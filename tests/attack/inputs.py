@@ -50,7 +50,7 @@ def options(name):
     return [action for action in parser._actions if action.nargs != 0 and not isinstance(action, argparse._HelpAction)]
 
 
-def spoilt(name, action, value):
+def damaged(name, action, value):
     "The words of a sound command with one value that is bad."
     words = SOUND[name].split()
     if not action.option_strings:
@@ -92,7 +92,7 @@ def attacks():
         for action in options(name):
             label = action.option_strings[-1] if action.option_strings else action.dest
             for value in VALUES:
-                found.append((f"input {name} {label} {value!r}", attack, (name, spoilt(name, action, value))))
+                found.append((f"input {name} {label} {value!r}", attack, (name, damaged(name, action, value))))
     for id, command, make in bad_files.files():
         found.append((f"input {id}", attack, (command.split()[0], command.split()), dict(make=make)))
     return found

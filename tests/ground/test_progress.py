@@ -5,10 +5,9 @@ import sys
 import nbformat
 
 from localdpo.engine import rerun
+from localdpo.ground.progress import progress
 
-COUNT = (
-    "from localdpo.ground.progress import progress\nfor _ in progress(range(3), 'work', unit='clips', every=0): pass"
-)
+COUNT = "from localdpo.ground.progress import progress\nfor _ in progress(range(3), 'work', unit='clip', every=0): pass"
 
 
 def test_a_log_gets_lines():
@@ -58,3 +57,15 @@ def test_a_bar_in_a_cell_leaves_no_trace_of_its_speed(notebook, tmp_path):
     path = notebook("n: int = 3", "import os; del os.environ['LOCALDPO_PROGRESS']", COUNT)  # as in JupyterLab
     outputs = nbformat.read(rerun.run(path, tmp_path / "out.ipynb"), as_version=4).cells[-1].outputs
     assert [output.get("data") for output in outputs] == [{"text/plain": ""}]
+
+
+def test_units_are_counted_as_people_count(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALDPO_PROGRESS", str(tmp_path / "log"))
+    for count, unit in ((1, "video"), (2, "video"), (2, "batch")):
+        for _ in progress(range(count), "work", unit=unit, every=0):
+            pass
+    with progress(total=2, description="by hand", unit="prompt", every=0) as bar:
+        bar.update(2)
+    said = (tmp_path / "log").read_text()
+    for words in ("work: 1/1 video, ", "work: 2/2 videos, ", "work: 2/2 batches, ", "by hand: 2/2 prompts, "):
+        assert words in said

@@ -358,7 +358,9 @@ def test_a_prompt_longer_than_the_model_reads_is_refused_or_cut_and_written_down
     with pytest.raises(Refused, match="tokens, tiny-cogvideox-2b reads 36\n.*--long-captions cut"):
         sample(tiny, prompts, tmp_path / "out", **FEW)
     manifest = sample(tiny, prompts, tmp_path / "out", long_captions="cut", **FEW)
-    assert "1 of 2 prompts have up to" in capsys.readouterr().out and manifest["long_captions"] == "cut"
+    assert (
+        "1 prompt of 2 cut, the longest of 51 tokens" in capsys.readouterr().out and manifest["long_captions"] == "cut"
+    )
     short, long = manifest["videos"]
     assert "read" not in short and long["prompt"] == LONG and LONG.startswith(long["read"]) and long["tokens"] > 36
     made.clear()
@@ -653,3 +655,25 @@ def test_a_senseless_command_is_refused_before_a_model_is_loaded(tmp_path, monke
     monkeypatch.setattr(backbones, "load", lambda *words: 1 / 0)
     assert cli.main(["sample", "tiny-cogvideox-2b", *words]) == 2
     assert capsys.readouterr().err.startswith(f"localdpo: {said}")
+
+
+@pytest.mark.parametrize(
+    "states, said",
+    [
+        ("m", "0 of 1 video is there"),
+        ("mw", "1 of 2 videos are there"),
+        ("d", "0 of 1 video is there, 1 damaged and made again"),
+        ("w", "the video is there already"),
+        ("ww", "all 2 videos are there already"),
+    ],
+)
+def test_what_is_there_is_counted_as_people_count(states, said):
+    kinds = dict(m=records.MISSING, d=records.DAMAGED, w=records.Found("whole", {}))
+    assert records.seen([kinds[state] for state in states], 0, 1) == said
+
+
+def test_one_video_of_one_prompt_is_no_plural(tiny, tmp_path, capsys):
+    assert not cli.main(
+        ["sample", tiny.name, "--prompt", "a red disc", "--out", str(tmp_path), "--steps", "1", "--device", "cpu"]
+    )
+    assert "1 video of 1 prompt, listed in manifest.json" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"Two sets of videos are told apart by more than noise as often as the interval says, however many videos a prompt has."
+"Two sets of videos differ by more than noise as often as the interval says, however many videos a prompt has."
 
 import numpy as np
 import pytest

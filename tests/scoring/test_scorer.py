@@ -491,7 +491,7 @@ def test_prompts_are_read_in_each_form(clips, name):
     assert [one.prompt for one in videos[:2]] == ["one", "two"] and not videos[0].notes
     if name == "ids.csv":
         assert [one.prompt for one in videos[2:]] == ["prompt 3", "prompt 4"] and not videos[2].notes
-        assert told == ["ids.csv has no prompt for 2 of 4 videos, which keep that of their manifest"]
+        assert told == ["ids.csv has no prompt for 2 of 4 videos; the manifest's stays"]
     else:
         assert [one.prompt for one in videos[2:]] == ["", ""] and not told
         assert videos[2].notes == (f"has no prompt in {name}",)

@@ -20,6 +20,7 @@ from conftest import random_model
 from localdpo import losses, methods
 from localdpo.backbones import adapters
 from localdpo.ground.errors import Failed, Refused
+from localdpo.ground.words import counted
 from localdpo.miniature import models
 from localdpo.pairs.toys import ToyPairs
 from localdpo.training import alarms, checkpoints, loop
@@ -225,7 +226,7 @@ def test_ctrl_c_keeps_every_step_that_was_made(tmp_path, whole, place, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", pairs=pairs, save_every=100)
     assert checkpoints.steps(tmp_path / "run/checkpoints") == [made]
-    assert f"stopped; {made} of 12 steps are kept in {tmp_path / 'run'}" in capsys.readouterr().out
+    assert f"stopped; {counted(made, 'step')} of 12 kept in {tmp_path / 'run'}" in capsys.readouterr().out
     monkeypatch.undo()
     assert final(run(tmp_path / "run", save_every=100)) == final(whole)
     assert f"goes on at step {made + 1} of 12" in capsys.readouterr().out

@@ -5,6 +5,8 @@ import signal
 import pytest
 from test_loop import alarms, checkpoints, final, program, run
 
+from localdpo.ground.words import counted
+
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 @pytest.mark.parametrize("at", [pytest.param(k, marks=[] if k in (0, 3) else pytest.mark.slow) for k in range(7)])
@@ -12,7 +14,7 @@ def test_a_job_that_is_ended_by_a_signal_keeps_its_steps_and_goes_on(tmp_path, n
     done = program("ended_run.py", name, at, tmp_path / "run")
     assert "KeyboardInterrupt: " + name in done.stderr and done.returncode not in (0, -getattr(signal, name))
     kept = checkpoints.steps(tmp_path / "run/checkpoints")
-    assert f"stopped; {kept[0] if kept else 0} of 12 steps are kept" in done.stdout
+    assert f"stopped; {counted(kept[0] if kept else 0, 'step')} of 12 kept in" in done.stdout
     assert kept in ([max(at - 1, 0)], [at], [at + 1]) or (at < 2 and kept == [])
     if at == 3:
         whole = run(tmp_path / "whole", save_every=100)
