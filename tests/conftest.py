@@ -34,8 +34,8 @@ def _random_model(name, layers):
         return toys.random_model(name, seed=1)
 
 
-def random_model(name, layers=None):
-    "A copy of one tiny model with random weights of which none is zero; with few `layers` it is faster."
+def random_model(name, layers=2):
+    "A copy of one tiny model with random weights of which none is zero; with few `layers`, as it is faster."
     made = _random_model(name, layers)
     pipeline = copy.copy(made.pipeline)  # what no test changes is shared: tokenizer, text encoder and autoencoder
     pipeline.register_modules(

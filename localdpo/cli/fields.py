@@ -117,7 +117,7 @@ def _fits(given, kind):
     return type(given) is kind or (kind is float and type(given) is int)
 
 # %% ../../nbs/95_cli/11_fields.ipynb #b7371fb1
-SIZE = 2**20  # bytes of a yaml file of settings
+SIZE = 2**20  # characters of a yaml file of settings
 
 
 def settings(args, Config, finished=lambda found: None, also=()):
@@ -141,14 +141,17 @@ def load(file):
     "The mapping in a file of yaml or json."
     import yaml
 
+    from localdpo.engine.profile import bounded
+
     then = "write one setting a line, as in `steps: 100`, or name the file of settings of a finished run"
     try:
         text = Path(file).read_text(encoding="utf-8")
         if file.endswith(".json"):
             found = json.loads(text)
-        elif len(text) > SIZE or any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise Refused(file, "is too long for settings, or has aliases (*name)", then)
+        elif len(text) > SIZE:
+            raise Refused(file, f"is too long for settings: more than {SIZE} characters", then)
         else:
+            bounded(file, text)
             found = yaml.safe_load(text)
     except OSError as error:
         raise Refused(file, f"cannot be read ({error.strerror})", then) from error

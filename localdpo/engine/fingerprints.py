@@ -61,20 +61,26 @@ def _passed(path):
     return [face for face in faces if face.is_file() and face != path]
 
 
+@cache
+def _asked(root, source, package, whole):
+    "The modules below `root` that a piece of source asks for; without those for types alone unless `whole`."
+    tree = ast.parse(source)
+    asked = set(imports(tree if whole else _without_types(tree), package))
+    if "iter_modules" in source:  # it uses whatever lies in its folder
+        asked.update(root.joinpath(*package.split(".")[1:]).glob("*.py"))
+    return asked
+
+
 def modules(source):
     "Every module of this package that `source` needs, directly or through others."
-    waiting, found = [(ast.parse(source), "localdpo")], {}
+    waiting, found = [(source, "localdpo", True)], {}
     while waiting:
-        tree, package = waiting.pop()
-        asked = set(imports(tree, package))
-        if "iter_modules" in ast.unparse(tree):  # it uses whatever lies in its folder
-            asked.update(PACKAGE.joinpath(*package.split(".")[1:]).glob("*.py"))
+        asked = _asked(PACKAGE, *waiting.pop())
         passed = {face for path in asked for face in _passed(path)} - asked
         for path in asked | passed:
             if path not in found or (path in asked and not found[path]):
                 found[path] = path in asked
-                tree = ast.parse(path.read_text())
-                waiting.append((tree if found[path] else _without_types(tree), _package(path)))
+                waiting.append((path.read_text(), _package(path), found[path]))
     return sorted(found)
 
 # %% ../../nbs/80_engine/03_fingerprints.ipynb #d09c0b30

@@ -349,7 +349,7 @@ def test_folders_of_something_else_are_refused(tmp_path):
 
 
 @pytest.mark.slow(6)
-def test_too_little_memory_is_refused_before_loading(folders):
+def test_too_little_memory_is_refused_before_loading():
     script = """
 import resource, sys
 from localdpo import backbones
@@ -363,7 +363,7 @@ try:
 except Refused as refusal:
     print(refusal)
 """
-    command = [sys.executable, "-c", script, folders["tiny-wan-1.3b"]]
+    command = [sys.executable, "-c", script, backbones.WEIGHTS / "tiny-wan-1.3b"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "needs about 0.01 GiB" in done.stdout and "dtype=torch.bfloat16" in done.stdout, done.stderr
 

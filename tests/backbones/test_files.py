@@ -152,6 +152,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow(8)
 def test_a_repository_of_pickles_is_refused_before_anything_is_fetched(tmp_path):
     Hub.listing = names(TINY) - {"vae/diffusion_pytorch_model.safetensors"} | {"vae/diffusion_pytorch_model.bin"}
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from localdpo import methods
 from localdpo.cli import main as cli
@@ -122,8 +123,8 @@ def test_an_interrupt_before_the_first_step_is_one_line_also_where_an_import_mak
 
 
 def test_info_is_for_people_and_for_programs(tmp_path):
-    assert "python" in localdpo("info").stdout
-    facts = json.loads(localdpo("info", "--json", cwd=tmp_path).stdout)
+    assert "python" in warm.run("info").stdout
+    facts = json.loads(warm.run("info", "--json", cwd=tmp_path).stdout)
     assert facts["packages"]["torch"].startswith("2.13.0") and "checkout" in facts
 
 
@@ -238,6 +239,7 @@ def test_importing_a_module_is_light(loaded, module):
     assert loaded[f"localdpo.{module}"] == []
 
 
+@pytest.mark.slow(6)
 def test_torchvision_is_not_needed(tmp_path):
     # next to a CPU build of torch it does not even import
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")

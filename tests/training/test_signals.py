@@ -8,8 +8,9 @@ from test_loop import alarms, checkpoints, final, program, run
 from localdpo.ground.words import counted
 
 
+@pytest.mark.slow(8)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-@pytest.mark.parametrize("at", [pytest.param(k, marks=[] if k in (0, 3) else pytest.mark.slow) for k in range(7)])
+@pytest.mark.parametrize("at", range(7))
 def test_a_job_that_is_ended_by_a_signal_keeps_its_steps_and_goes_on(tmp_path, name, at):
     done = program("ended_run.py", name, at, tmp_path / "run")
     assert "KeyboardInterrupt: " + name in done.stderr and done.returncode not in (0, -getattr(signal, name))
