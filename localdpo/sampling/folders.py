@@ -48,7 +48,7 @@ def _files(folder):
     return sorted(file for file in found if not file.name.startswith("."))
 
 # %% ../../nbs/50_sampling/03_folders.ipynb #3946c442
-def _listed(folder, form):
+def _listed(folder, form, told):
     "The videos that the manifest in `folder` lists: (id, Video); None if there is no manifest."
     file = folder / "manifest.json"
     if not file.exists():
@@ -60,6 +60,8 @@ def _listed(folder, form):
         manifest = json.loads(file.read_text())
         if "seal" in manifest:
             manifest = unsealed(file)
+        else:
+            told.append(f"{file}: carries no seal, so that a prompt changed in it would not be noticed")
         fps = float(manifest["settings"]["fps"])
         rows = [(e["id"], e["file"], *chosen(e, form), e["sha256"]) for e in manifest["videos"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -84,7 +86,7 @@ def find_videos(sources, prompts=None, form="short"):
             raise Refused(source, "does not exist", "name a folder of videos, or a video")
         if source.suffix.lower() in (".csv", ".parquet", ".json", ".jsonl"):
             raise Refused(source, "is a table, not a video", f"name a folder with {', '.join(VIDEOS)}")
-        listed = _listed(source, form) if source.is_dir() else [(None, Video(source.name, source))]
+        listed = _listed(source, form, told) if source.is_dir() else [(None, Video(source.name, source))]
         if listed is None:
             listed = [(None, Video(file.relative_to(source).as_posix(), file)) for file in _files(source)]
             if prompts is None and (below := sorted(str(file.parent) for file in source.glob("*/**/manifest.json"))):

@@ -156,7 +156,8 @@ def sample(
     facts = _adapter_facts(backbone, file, alpha)
     settings = _settings(backbone, facts, size, steps, cfg_scale, fps, batch, lossless)
     # see what is there
-    begun = begin(out, settings, dict(model=backbone.name, adapter=file and str(file)))
+    asked = dict(seed=seed, seeds=seeds, long_captions=long_captions)
+    begun = begin(out, settings, dict(model=backbone.name, adapter=file and str(file)) | asked)
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)][i::n]
     there = {job: look(out, job, key) for batch in batches for job in batch}
@@ -165,7 +166,7 @@ def sample(
     if batches := [batch for batch in batches if not all(there[job].whole for job in batch)]:
         with _tuned(backbone, file, alpha):
             _make(backbone, batches, there, out, key, settings)
-    return finish(out, jobs, key, begun | dict(seed=seed, seeds=seeds, long_captions=long_captions))
+    return finish(out, jobs, key, begun | asked)
 
 # %% ../../nbs/50_sampling/01_videos.ipynb #032cfe51
 def _make(backbone, batches, there, out, key, settings):

@@ -54,6 +54,17 @@ def home(tmp_path_factory):
         ([*TRAIN, "--steps", BIG], f"steps {BIG}: is too large"),
         ([*TRAIN, "--rank", "100000"], "rank 100000: is too large"),
         ([*TRAIN, "--lr", "fast"], "--lr fast: is not a number"),
+        ([*TRAIN, "--alpha", "1e-320"], "alpha 1e-320: is too small\n  -> use 0.001 or more; alpha of the adapter"),
+        ([*TRAIN, "--alpha", "1e300"], "alpha 1e+300: is too large\n  -> use 1000000 at most; alpha of the adapter"),
+        ([*TRAIN, "--lr", "1e-320"], "lr 1e-320: is too small\n  -> use 1e-12 or more; learning rate"),
+        ([*TRAIN, "--lr", "1e300"], "lr 1e+300: is too large\n  -> use 10 at most; learning rate"),
+        ([*TRAIN, "--clip", "1e-320"], "clip 1e-320: is too small"),
+        ([*TRAIN, "--save-every", BIG], f"save_every {BIG}: is too large"),
+        ([*PAIRS, "--alpha", "1e-320", "0.9"], "alpha_range (1e-320, 0.9): begins so low"),
+        ([*PAIRS, "--worker", f"0/{BIG}"], f"--worker 0/{BIG}: asks for more than 1,000,000 workers"),
+        ([*PAIRS, "--worker", "2/2"], "--worker 2/2: has nothing to do\n  -> number workers from 0, as in 0/2"),
+        ([*PAIRS, "--worker", f"{BIG}/2"], f"--worker {BIG}/2: has nothing to do"),
+        ([*SAMPLE, "--worker", f"0/{BIG}"], f"--worker 0/{BIG}: asks for more than 1,000,000 workers"),
         ([*TRAIN, "--batch", "4"], "batch 4: is more than the 2 pairs there are"),
         ([*TRAIN, "--device", "meta"], "device meta: holds shapes and no numbers"),
         ([*TRAIN, "--lr", "nan"], "lr nan: is not a number\n  -> use one of zero or more; learning rate"),
@@ -76,3 +87,15 @@ def test_a_value_that_cannot_work_is_refused_at_once(home, monkeypatch, capsys, 
     monkeypatch.chdir(home)
     assert cli.main(words) == 2
     assert f"localdpo: {said}" in capsys.readouterr().err and [path.name for path in home.iterdir()] == ["st"]
+
+
+def test_a_negative_seed_is_a_seed_of_its_own(home, tmp_path):
+    found = {}
+    for seed in ("-3", "3"):
+        store, run = str(tmp_path / f"st{seed}"), str(tmp_path / f"run{seed}")
+        words = ["--batch", "2", "--steps", "1", "--rank", "2", "--seed", seed, "--device", "cpu"]
+        assert not cli.main([*PAIRS[:2], store, *PAIRS[3:], "--seed", seed, "--device", "cpu"])
+        assert not cli.main(["train", TINY, str(home / "st"), "--out", run, *words])
+        parts = (tmp_path / f"st{seed}/block-00000.safetensors", tmp_path / f"run{seed}/adapter/SHA256SUMS")
+        found[seed] = [part.read_bytes() for part in parts]
+    assert all(a != b for a, b in zip(*found.values(), strict=True))

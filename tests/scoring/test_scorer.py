@@ -24,7 +24,7 @@ from localdpo.ground import workers
 from localdpo.ground.errors import Refused
 from localdpo.ground.journal import Journal
 from localdpo.ground.noise import generator
-from localdpo.ground.seals import sealed
+from localdpo.ground.seals import sealed, unsealed
 from localdpo.ground.workers import Died, spread
 from localdpo.media import video
 from localdpo.sampling import videos as sampling
@@ -440,6 +440,17 @@ def test_a_manifest_leads_nowhere_outside_its_folder(clips, tmp_path, name):
     (clips / "manifest.json").write_text(json.dumps(dict(settings=dict(fps=8), videos=[entry])))
     with pytest.raises(Refused, match="which lies outside"):
         find_videos([clips])
+
+
+def test_a_manifest_that_lost_its_seal_is_said(clips, tmp_path, capsys):
+    manifest(clips)
+    about = unsealed(clips / "manifest.json")
+    assert find_videos([clips])[1] == []
+    (clips / "manifest.json").write_text(json.dumps(about))
+    assert score(tmp_path, clips)[0] is None
+    assert (
+        "manifest.json: carries no seal, so that a prompt changed in it would not be noticed" in capsys.readouterr().out
+    )
 
 
 def test_a_folder_that_is_not_finished_or_damaged_is_refused(clips):
