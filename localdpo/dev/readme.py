@@ -54,7 +54,7 @@ def folder_map(root):
 PICTURES = {  # of pages that another page shows
     "nbs/images/tour.png": "nbs/00_tour.ipynb",
     "nbs/images/miniature.png": "nbs/25_miniature/01_models.ipynb",
-    "nbs/images/tuning.png": "nbs/miniature/06_tuning.ipynb",
+    "nbs/images/tuning.png": "nbs/miniature/05_tuning.ipynb",
 }
 
 

@@ -135,7 +135,7 @@ def save(reader, path, **facts):
 def load(path=None):
     "The trained reader: the package's own, or that of `path`."
     path, reader = Path(path or WEIGHTS), Reader()
-    again = "install localdpo again, or make the file with nbs/miniature/05_attributes.ipynb"
+    again = "install localdpo again, or make the file with nbs/miniature/04_attributes.ipynb"
     if not path.is_file():
         raise Refused(path, "the weights of the attribute reader are missing", again)
     try:

@@ -183,7 +183,7 @@ def test_training_notebooks_make_a_model_from_nothing(name, tmp_path):
 def test_the_comparison_of_objectives_runs_small_and_draws_nothing_twice(tmp_path):
     few = dict(pairs=4, pair_steps=2, steps=2, every=1, batch=2, micro_batch=2, clips=40, sampler_steps=1)
     few |= dict(model="tiny-cogvideox-2b", arms="sft, local_dpo 300", folder=str(tmp_path / "run"))
-    notebook = paths.notebooks() / "miniature" / "06_tuning.ipynb"
+    notebook = paths.notebooks() / "miniature" / "05_tuning.ipynb"
     rerun.run(notebook, tmp_path / "first.ipynb", few)
     looks = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").glob("*.npy")}
     assert len(looks) == 5  # untuned, and two objectives after one step and after two

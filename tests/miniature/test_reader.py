@@ -60,7 +60,7 @@ def test_numbers_that_are_no_bytes_are_refused(reader):
 def test_missing_weights_are_refused_with_the_way_to_make_them(tmp_path):
     with pytest.raises(Refused) as refused:
         attributes.load(tmp_path / "attributes.safetensors")
-    assert "missing" in refused.value.why and "nbs/miniature/05_attributes.ipynb" in refused.value.then
+    assert "missing" in refused.value.why and "nbs/miniature/04_attributes.ipynb" in refused.value.then
 
 
 @pytest.mark.parametrize("size", [0, 5, 2000, 100_000])

@@ -188,7 +188,7 @@ def test_a_clip_of_another_size_has_no_marks_and_a_reason(shape):
 
 
 def test_missing_weights_are_named_with_the_way_to_make_them(tmp_path):
-    with pytest.raises(WeightsMissing, match="(?s)critic-a.*nbs/miniature/07_critics.ipynb"):
+    with pytest.raises(WeightsMissing, match="(?s)critic-a.*nbs/miniature/06_critics.ipynb"):
         critics.load("critic-a", tmp_path / "critic-a.safetensors")
 
 

@@ -74,7 +74,7 @@ class Critic(nn.Module):
 
 # %% ../../../nbs/60_scoring/critics/01_critic.ipynb #932e8782
 WEIGHTS = Path(localdpo.__file__).parent / "weights"
-AGAIN = "install localdpo again, or make the file with nbs/miniature/07_critics.ipynb"
+AGAIN = "install localdpo again, or make the file with nbs/miniature/06_critics.ipynb"
 
 
 def _sum(weights):
