@@ -3,9 +3,12 @@
 import copy
 import fcntl
 import functools
+import importlib
+import json
 import pty
 import shutil
 import struct
+import subprocess
 import sys
 import termios
 from pathlib import Path
@@ -19,9 +22,24 @@ from localdpo.ground import paths
 pytest_plugins = ["order"]
 
 
+PROGRAMS = Path(__file__).parent / "programs"
+
+
 def program(name, *words):
     "The command that runs a program of tests/programs with `words`."
-    return [sys.executable, str(Path(__file__).parent / "programs" / name), *map(str, words)]
+    return [sys.executable, str(PROGRAMS / name), *map(str, words)]
+
+
+def said(name, *words, **options):
+    "What a program of tests/programs prints, which must end well."
+    done = subprocess.run(program(name, *words), capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def loaded_by(*modules, **options):
+    "The heavy packages that each of `modules` loads, when they are imported one after the other."
+    return {name: set(heavy) for name, heavy in json.loads(said("light.py", *modules, **options)).items()}
 
 
 @functools.cache
@@ -57,6 +75,24 @@ def notebook(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def method_file(tmp_path, monkeypatch):
+    "Put a file beside those of the methods, for the length of the test."
+    import localdpo.methods
+
+    monkeypatch.setattr(localdpo.methods, "__path__", [*localdpo.methods.__path__, str(tmp_path)])
+    names = []
+
+    def put(name, text):
+        names.append(name)
+        (tmp_path / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+
+    yield put
+    for name in names:
+        sys.modules.pop(f"localdpo.methods.{name}", None)
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import random_model, said
 from diffusers import DiffusionPipeline
 
 from localdpo import backbones
@@ -350,22 +348,8 @@ def test_folders_of_something_else_are_refused(tmp_path):
 
 @pytest.mark.slow(6)
 def test_too_little_memory_is_refused_before_loading():
-    script = """
-import resource, sys
-from localdpo import backbones
-from localdpo.ground.errors import Refused
-from pathlib import Path
-import diffusers, transformers, localdpo.backbones.wan
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 11 * 2**20, resource.RLIM_INFINITY))
-try:
-    backbones.load(sys.argv[1])
-except Refused as refusal:
-    print(refusal)
-"""
-    command = [sys.executable, "-c", script, backbones.WEIGHTS / "tiny-wan-1.3b"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "needs about 0.01 GiB" in done.stdout and "dtype=torch.bfloat16" in done.stdout, done.stderr
+    answer = said("little_memory.py", backbones.WEIGHTS / "tiny-wan-1.3b")
+    assert "needs about 0.01 GiB" in answer and "dtype=torch.bfloat16" in answer
 
 
 def test_what_cannot_be_generated_is_refused(backbone):

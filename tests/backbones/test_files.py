@@ -11,6 +11,7 @@ import threading
 import pytest
 import sentencepiece
 import torch
+from conftest import program
 
 from localdpo import backbones
 from localdpo.backbones import files
@@ -157,11 +158,10 @@ def test_a_repository_of_pickles_is_refused_before_anything_is_fetched(tmp_path)
     Hub.listing = names(TINY) - {"vae/diffusion_pytorch_model.safetensors"} | {"vae/diffusion_pytorch_model.bin"}
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    script = "from localdpo.backbones import files\nfiles.find('owner/name')"
     here = dict(HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=str(tmp_path))
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+            program("find_model.py", "owner/name"), capture_output=True, text=True, check=False,
             env={**os.environ, **here, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
         )  # fmt: skip
     finally:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import warm
+from conftest import PROGRAMS, loaded_by
 
-from localdpo import methods
 from localdpo.cli import main as cli
 from localdpo.ground import info
 
@@ -97,23 +97,15 @@ def test_help_says_of_each_value_what_it_is(said, word):
         assert "VALUE" not in said(*words, "--help")[1].replace("NAME=VALUE", "")
 
 
-SWALLOWS = """
-import os, signal, time
-try:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(5)
-except KeyboardInterrupt:
-    raise RuntimeError("failed to import")
-"""
+SWALLOWS = (PROGRAMS / "interrupted.py").read_text()
 
 
 @pytest.mark.parametrize("text", [SWALLOWS, SWALLOWS.partition("except")[0].replace("try:", "if True:")])
 def test_an_interrupt_before_the_first_step_is_one_line_also_where_an_import_makes_an_error_of_it(
-    said, tmp_path, monkeypatch, text
+    said, method_file, text
 ):
     before = signal.getsignal(signal.SIGINT)
-    (tmp_path / "stopped.py").write_text(text)
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    method_file("stopped", text)
     assert said("train", "tiny-wan-1.3b", "pairs") == (
         130,
         "",
@@ -218,6 +210,7 @@ def test_words_behind_two_dashes_reach_snakemake(tmp_path):
     assert "rule clip" in done.stdout + done.stderr and "rule page" not in done.stdout + done.stderr
 
 
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "papermill", "snakemake", "matplotlib.pyplot"}
 LIGHT = """
     ground.errors ground.paths ground.noise ground.progress ground.leases ground.info media.video media.sheets
     media.figures clips.world clips.pools clips.sources prompts.suites prompts.lists prompts.expansion
@@ -228,15 +221,12 @@ LIGHT = """
 
 @pytest.fixture(scope="module")
 def loaded():
-    "What each of them loads, when all are imported one after the other."
-    program = Path(__file__).parents[1] / "programs" / "light.py"
-    words = [sys.executable, program, *(f"localdpo.{module}" for module in LIGHT)]
-    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    return loaded_by(*(f"localdpo.{module}" for module in LIGHT))
 
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_importing_a_module_is_light(loaded, module):
-    assert loaded[f"localdpo.{module}"] == []
+    assert not loaded[f"localdpo.{module}"] & HEAVY
 
 
 @pytest.mark.slow(6)
@@ -245,7 +235,6 @@ def test_torchvision_is_not_needed(tmp_path):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     package = Path(info.__file__).parents[1]
     files = [path.relative_to(package).with_suffix("") for path in package.rglob("[a-z]*.py")]
-    modules = ", ".join(".".join(["localdpo", *file.parts]) for file in files)
-    subprocess.run(
-        [sys.executable, "-c", f"import {modules}"], env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True
-    )
+    here = os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    loaded = loaded_by(*(".".join(["localdpo", *file.parts]) for file in files), env=here)
+    assert len(loaded) > 100 and "torch" in set.union(*loaded.values())

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import yaml
+from conftest import PROGRAMS, program
 
 from localdpo.engine import fingerprints
 from localdpo.engine import graph as engine
@@ -18,29 +19,7 @@ from localdpo.engine.profile import load_profile, profile_path, profiles, snakef
 from localdpo.ground import paths
 from localdpo.ground.errors import Refused
 
-SNAKEFILE = """
-import shlex, sys
-from localdpo.engine.fingerprints import fingerprint
-from localdpo.engine.profile import read_profile
-sizes = read_profile(config, parts=list, word=str)
-rerun = f"{shlex.quote(sys.executable)} -m localdpo.cli rerun"
-
-rule all:
-    input: "whole.txt"
-
-rule part:
-    input: notebook=ancient(f"{workflow.basedir}/part.ipynb")
-    output: "part-{n}.txt"
-    params: n=lambda w: w.n, word=sizes["word"], code=fingerprint(f"{workflow.basedir}/part.ipynb")
-    log: notebook="notebooks/part-{n}.ipynb"
-    shell: rerun + " {input.notebook:q} {log.notebook} -p n={params.n} -p word={params.word} -p out={output}"
-
-rule whole:
-    input: expand("part-{n}.txt", n=sizes["parts"])
-    output: "whole.txt"
-    shell: "cat {input} > {output}"
-"""
-
+SNAKEFILE = (PROGRAMS / "two_parts.smk").read_text()
 PART = (
     "n: int = 0\nword: str = ''\nout: str = ''",
     "import os, pathlib, time",
@@ -48,8 +27,6 @@ PART = (
     "if os.path.exists(f'break-{n}'): raise RuntimeError('broken on purpose')",
     "pathlib.Path(out).write_text(f'{word} {n}\\n')",
 )
-
-RUN = "import sys; from localdpo.engine import graph as engine; sys.exit(engine.run('graph.yaml', '.', snakefile='Snakefile', cores=2))"
 
 
 @pytest.fixture
@@ -62,10 +39,7 @@ def graph(notebook, tmp_path, monkeypatch):
 
     def run(*words):
         done = subprocess.run(
-            [sys.executable, "-c", RUN.replace("cores=2", ", ".join(["cores=2", *words]))],
-            capture_output=True,
-            text=True,
-            check=False,
+            program("run_graph.py", ".", "cores=2", *words), capture_output=True, text=True, check=False
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -108,7 +82,9 @@ def test_after_kill_9_the_same_command_goes_on(graph, moment):
     paused = {"building the graph": [], "a step at work": [0, 1], "a later step": [1]}[moment]
     for n in paused:
         (graph.folder / f"pause-{n}").touch()  # for ever, unless the step notices that its run is gone
-    first = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        program("run_graph.py", ".", "cores=2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     _wait_for((graph.folder / ".run").exists)
     _wait_for(lambda: all((graph.folder / f"started-{n}").exists() for n in paused))
     if moment == "a later step":  # the first one is finished, and Snakemake knows it
@@ -152,7 +128,7 @@ def test_a_dry_run_says_why_and_writes_nothing(graph):
     status, said = graph("dry_run=True")
     assert status == 0 and "reason: Missing output files: part-0.txt" in said
     assert not dates(graph.folder) and not (graph.folder / "notebooks").exists()
-    subprocess.run([sys.executable, "-c", RUN.replace("'.'", "'new'").replace("cores=2", "dry_run=True")], check=True)
+    subprocess.run(program("run_graph.py", "new", "dry_run=True"), check=True)
     assert not (graph.folder / "new").exists()
     graph()
     (graph.folder / "graph.yaml").write_text(yaml.safe_dump({"about": "other", "parts": [0, 1], "word": "other"}))
@@ -178,10 +154,8 @@ rule page:
 
 @pytest.mark.slow(6)
 def test_a_dry_run_begins_with_what_is_to_be_done_and_may_be_left_early(graph):
-    first = "localdpo.engine.graph.run('graph.yaml', 'new/er', snakefile='Snakefile', dry_run=True)"
-    done = subprocess.run(
-        [sys.executable, "-c", "import localdpo.engine.graph; " + first], capture_output=True, text=True, check=True
-    )
+    words = program("run_graph.py", "new/er", "dry_run=True")
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Job stats:") and not done.stderr and not (graph.folder / "new").exists()
     words = [sys.executable, "-m", "localdpo.cli", "paper", "--dry-run", "--profile", "tour", "--out", "new/er"]
     left = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -389,7 +363,9 @@ def test_a_misspelt_slurm_word_is_refused(slurm):
 @pytest.mark.slow(15)
 def test_a_run_beside_a_run_is_refused(graph):
     (graph.folder / "pause-0").touch()
-    first = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        program("run_graph.py", ".", "cores=2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     _wait_for((graph.folder / "started-0").exists)
     status, said = graph()
     assert status == 1 and f"process {first.pid}" in said

@@ -1,12 +1,14 @@
 "What steps hand on is believed only as long as it is what they wrote: every kind of damage to every kind of output."
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import PROGRAMS, program
 
 from localdpo.engine import ledger
 from localdpo.engine.ledger import Step, seal
@@ -99,36 +101,13 @@ def test_what_was_never_written_is_not_sealed(run):
 
 # -- through the engine --------------------------------------------------------------------------------------------------
 
-SNAKEFILE = """
-import shlex, sys
-from localdpo.engine.profile import read_profile
-parts = read_profile(config, parts=list)["parts"]
-rerun = f"{shlex.quote(sys.executable)} -m localdpo.cli rerun"
-sealed = " --needs {input:q} --hands-on {output:q}"
-
-rule all:
-    input: "tables/whole.csv"
-
-rule part:
-    input: notebook=ancient(f"{workflow.basedir}/part.ipynb")
-    output: "work/part-{n}.csv"
-    params: n=lambda w: w.n
-    log: notebook="notebooks/part-{n}.ipynb"
-    shell: rerun + " {input.notebook:q} {log.notebook} -p n={params.n} -p out={output}" + sealed
-
-rule whole:
-    input: expand("work/part-{n}.csv", n=parts), notebook=ancient(f"{workflow.basedir}/whole.ipynb")
-    output: "tables/whole.csv"
-    log: notebook="notebooks/whole.ipynb"
-    shell: rerun + " {input.notebook:q} {log.notebook} -p out={output}" + sealed
-"""
 WRITE = "import pathlib\npathlib.Path(out).write_text(f'part {n}\\n' * 20)"
 JOIN = "import pathlib\nparts = sorted(pathlib.Path('work').glob('part-*.csv'))\npathlib.Path(out).write_text(''.join(p.read_text() for p in parts))"
-RUN = "import sys; from localdpo.engine import graph; sys.exit(graph.run('graph.yaml', '.', snakefile='Snakefile', cores=2))"
 
 
 def made(folder):
-    done = subprocess.run([sys.executable, "-c", RUN], cwd=folder, capture_output=True, text=True, check=False)
+    words = program("run_graph.py", ".", "cores=2")
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -138,7 +117,7 @@ def test_the_same_command_makes_whole_what_was_damaged_and_no_more(notebook, tmp
     parts = list(range(len(damage.KINDS) + 1))
     notebook("n: int = 0\nout: str = ''", WRITE, name="part.ipynb")
     notebook("out: str = ''", JOIN, name="whole.ipynb")
-    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    shutil.copy(PROGRAMS / "sealed_parts.smk", tmp_path / "Snakefile")
     (tmp_path / "graph.yaml").write_text(yaml.safe_dump(dict(about="parts", parts=parts)))
     made(tmp_path)
     results = lambda: {k: v for k, v in damage.states(tmp_path).items() if k.startswith(("work", "tables"))}  # noqa: E731

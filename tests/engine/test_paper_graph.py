@@ -1,6 +1,5 @@
 """The graph of the paper, at the smallest size that still is one: killed on the way, it ends in the same page."""
 
-import ast
 import csv
 import hashlib
 import json
@@ -11,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import yaml
+from conftest import said
 
 from localdpo.engine import fingerprints
 from localdpo.engine.lint import lint, rules
@@ -172,15 +171,7 @@ def test_a_step_that_trains_depends_on_every_method_and_on_the_losses():
 
 @pytest.mark.slow(9)
 def test_a_graph_is_read_without_torch_and_shows_no_more_clips_than_prompts():
-    lines = """
-        import sys
-        from localdpo.engine.lint import rules
-        from localdpo.engine.profile import load_profile, profile_path, snakefile_of
-        config = load_profile(profile_path("quick")) | dict(prompts=3)
-        (rule,) = (r for r in rules(snakefile_of("quick"), config) if r.name == "clips")
-        assert sum(str(file).endswith(".mp4") for file in rule.output) == 3 and "count=3" in rule.params.words, rule.params.words
-        assert "torch" not in sys.modules"""
-    subprocess.run([sys.executable, "-c", "\n".join(map(str.strip, lines.splitlines()))], check=True)
+    said("without_torch.py", "graph")
 
 
 def pairs_of(profile, clips, monkeypatch):
@@ -219,21 +210,10 @@ def test_a_changed_model_class_makes_its_steps_again(step):
     )
 
 
-def imports(notebook):
-    "The import lines of a notebook."
-    cells = (cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
-    for cell in cells:
-        yield from (
-            ast.unparse(node) for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Import | ast.ImportFrom)
-        )
-
-
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("name", ["tables/table_3", "figures/figure_6", "figures/figure_9", "figures/clips"])
 def test_a_notebook_that_only_draws_does_not_load_torch(name):
-    lines = [*imports(paths.notebooks() / f"rerun/{name}.ipynb"), "import sys; assert 'torch' not in sys.modules"]
-    assert len(lines) >= 3
-    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=Path(__file__).parent)
+    said("without_torch.py", "notebook", paths.notebooks() / f"rerun/{name}.ipynb")
 
 
 @pytest.mark.slow(21)

@@ -1,9 +1,8 @@
 import os
 import stat
-import subprocess
-import sys
 
 import pytest
+from conftest import said
 
 from localdpo.ground import paths
 from localdpo.ground.errors import Refused
@@ -27,16 +26,7 @@ def test_without_a_checkout_the_next_step_is_named(tmp_path):
     for name in ("__init__.py", "ground/__init__.py", "ground/paths.py", "ground/errors.py"):
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text((paths.root() / "localdpo" / name).read_text())
-    code = "import localdpo.ground.paths as p\ntry: p.root()\nexcept ValueError as e: print(e)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(package.parent)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "clone the repository" in done.stdout
+    assert "clone the repository" in said("root.py", cwd=tmp_path, env={"PYTHONPATH": str(package.parent)})
 
 
 def test_another_nbdev_project_is_not_taken_for_ours(monkeypatch, tmp_path):
@@ -80,16 +70,9 @@ def test_a_failed_write_leaves_no_folder_that_was_not_there(tmp_path):
 
 
 def test_a_disk_that_runs_full_is_reported_under_the_final_name(tmp_path):
-    # a limit on file sizes is the nearest thing to a full disk that needs no second disk
-    code = (
-        "import resource, signal; from localdpo.ground import paths\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try: paths.write_text('table.csv', 'x' * 100_000)\n"
-        "except ValueError as error: print(error)"
-    )
     (tmp_path / "table.csv").write_text("old")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "table.csv: cannot be written" in done.stdout and "as it was before" in done.stdout
+    answer = said("full_disk.py", cwd=tmp_path)
+    assert "table.csv: cannot be written" in answer and "as it was before" in answer
     assert (tmp_path / "table.csv").read_text() == "old"
     assert os.listdir(tmp_path) == ["table.csv"]
 

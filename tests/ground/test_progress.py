@@ -3,22 +3,23 @@ import subprocess
 import sys
 
 import nbformat
+from conftest import PROGRAMS, program
 
 from localdpo.engine import rerun
 from localdpo.ground.progress import progress
 
-COUNT = "from localdpo.ground.progress import progress\nfor _ in progress(range(3), 'work', unit='clip', every=0): pass"
+COUNT = (PROGRAMS / "count.py").read_text()
 
 
 def test_a_log_gets_lines():
-    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    done = subprocess.run(program("count.py"), capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("work: 3/3 clips") and "\r" not in done.stderr and done.stdout == ""
 
 
 def test_a_terminal_gets_a_bar(terminal):
     ours, theirs = terminal
-    subprocess.run([sys.executable, "-c", COUNT], stderr=theirs, check=True)
+    subprocess.run(program("count.py"), stderr=theirs, check=True)
     os.close(theirs)
     assert "\rwork: 100%" in os.read(ours, 100_000).decode()
 
@@ -49,7 +50,7 @@ def test_a_log_file_loses_no_line(notebook, tmp_path):
 
 def test_a_terminal_that_is_gone_does_not_stop_the_work(tmp_path):
     environment = {**os.environ, "LOCALDPO_PROGRESS": str(tmp_path / "gone" / "tty")}
-    subprocess.run([sys.executable, "-c", COUNT], env=environment, check=True)
+    subprocess.run(program("count.py"), env=environment, check=True)
     assert not (tmp_path / "gone").exists()
 
 

@@ -4,7 +4,6 @@ import ast
 import gc
 import os
 import struct
-import subprocess
 import sys
 import wave
 from fractions import Fraction
@@ -12,6 +11,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from conftest import loaded_by, said
 from PIL import Image
 
 from localdpo.ground.errors import Refused, Starved
@@ -454,16 +454,10 @@ def test_the_same_frames_make_the_same_bytes(tmp_path, size):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc fills fresh memory on demand")
 def test_the_bytes_do_not_depend_on_what_was_in_memory(tmp_path):
-    code = (
-        "import sys; from localdpo.media.sheets import demo_clip; from localdpo.media.video import write\n"
-        "for size in (32, 64, 96): write(f'{sys.argv[1]}/{size}.mp4', demo_clip(3, 12, size, size), 8)"
-    )
     seen = []
     for fill in ("0", "200"):
         (folder := tmp_path / fill).mkdir()
-        subprocess.run(
-            [sys.executable, "-c", code, str(folder)], check=True, env={**os.environ, "MALLOC_PERTURB_": fill}
-        )
+        said("write_clips.py", folder, env={**os.environ, "MALLOC_PERTURB_": fill})
         seen.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert seen[0] == seen[1] and len(seen[0]) == 3
 
@@ -540,51 +534,19 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_importing_the_modules_loads_no_heavy_library():
-    code = "import sys, localdpo.media.sheets, localdpo.media.video; print([m for m in ('torch', 'torchvision', 'av', 'PIL', 'IPython') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
+    loaded = set.union(*loaded_by("localdpo.media.sheets", "localdpo.media.video").values())
+    assert not loaded & {"torch", "torchvision", "av", "PIL", "IPython"}
 
 
 # -- memory, threads and file handles ---------------------------------------------------------------------------------
-
-LIMITED = """
-import gc, resource, sys
-from localdpo.ground.devices import free_memory
-from localdpo.ground.errors import Refused, Starved
-from localdpo.media import video
-import av, numpy, PIL.Image
-gc.disable()
-path, kind = sys.argv[1:]
-video.read(path)
-which = dict(memory=resource.RLIMIT_AS, files=resource.RLIMIT_NOFILE)[kind]
-usual = resource.getrlimit(which)
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-held = [open(path, "rb") for _ in range(5)]
-said = []
-for room in (0, 2**20, 2**22, 2**23, 2**24, 2**25, 2**26):
-    resource.setrlimit(which, (used + room if kind == "memory" else len(held) + 3, usual[1]))
-    try:
-        video.read(path)
-    except Refused as refusal:
-        said.append((type(refusal).__name__, refusal.why))
-    finally:
-        resource.setrlimit(which, usual)
-video.read(path)
-print(said)
-"""
 
 
 @pytest.mark.parametrize("kind, why", [("memory", "GiB to read"), ("files", "for want of file handles")])
 def test_want_of_memory_or_file_handles_is_not_called_damage_and_passes(tmp_path, kind, why):
     path = tmp_path / "film.mp4"
     write(path, demo_clip(1, 40, 240, 320), 8)
-    run = subprocess.run(
-        [sys.executable, "-c", LIMITED, path, kind], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    said = ast.literal_eval(run.stdout)
-    assert said and {name for name, _ in said} == {"Starved"} and why in said[0][1], said
+    refusals = ast.literal_eval(said("starved.py", path, kind, timeout=120))
+    assert refusals and {name for name, _ in refusals} == {"Starved"} and why in refusals[0][1], refusals
 
 
 def test_reading_and_writing_start_no_thread_and_keep_no_file_open(tmp_path):

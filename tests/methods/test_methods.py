@@ -2,52 +2,26 @@
 
 import inspect
 import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import PROGRAMS, random_model, said
 
 import localdpo.methods
 from localdpo import losses, methods
 from localdpo.backbones import adapters
 from localdpo.cli.main import main
 from localdpo.ground.errors import Refused
-from localdpo.ground.noise import normal
-from localdpo.pairs.batch import PairBatch
+from localdpo.pairs.toys import ToyPairs
 from localdpo.training import TrainConfig, alarms, train
 from localdpo.training.checks import prove
 from localdpo.training.error_maps import error_maps
 from localdpo.training.recipe import MAPS
 
-TOY = """
-from localdpo.methods.method import Method
-from localdpo.training.recipe import Recipe
-
-def first_frame(e, strength):
-    loss = strength * e.policy_w[:, :, 0].mean()
-    return loss, dict(first_frame_loss=loss.item())
-
-METHOD = Method("toy", "none", "it learns first frames", "any pairs", "localdpo pairs build",
-                Recipe(first_frame, dict(strength=1.0), reads=("policy_w",)))
-"""
-
-
-class Pairs:
-    def __len__(self):
-        return 8
-
-    def batch(self, indices):
-        ids = [f"clip {i}" for i in indices]
-        winner, other = (torch.stack([normal((16, 2, 4, 4), seed=7, id=i, purpose=w) for i in ids]) for w in "wl")
-        text = torch.stack([normal((36, 64), seed=7, id=i, purpose="text") for i in ids])
-        mask = torch.zeros(len(ids), 2, 4, 4, dtype=torch.bool)
-        mask[:, :, 1:3, 1:3] = True
-        loser = torch.where(mask[:, None], other, winner)
-        return PairBatch(ids, winner, loser, mask, torch.full((len(ids),), 0.85), text)
+TOY = (PROGRAMS / "toy_method.py").read_text()
+PAIRS = ToyPairs(8, (16, 2, 4, 4), ((1, 3), (1, 3)))
 
 
 def model():
@@ -80,10 +54,7 @@ def test_the_folder_is_the_list():
 
 
 def test_methods_and_recipes_are_read_without_torch():
-    lines = "import sys; from localdpo import methods; [methods.get(n).recipe.using() for n in methods.names()]; "
-    said = "print('torch' in sys.modules, 'numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", lines + said], capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\n"
+    said("without_torch.py", "methods")
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -105,14 +76,13 @@ def test_an_objective_reads_the_maps_that_its_record_says(name):
             prove(methods.recipe(name).__class__(**vars(recipe) | dict(reads=missing)))
 
 
-def test_a_new_file_is_a_method_that_trains(tmp_path, monkeypatch):
-    (tmp_path / "toy.py").write_text(TOY)
-    monkeypatch.setattr(localdpo.methods, "__path__", [*localdpo.methods.__path__, str(tmp_path)])
+def test_a_new_file_is_a_method_that_trains(tmp_path, method_file):
+    method_file("toy", TOY)
     assert "toy" in methods.names() and methods.get("toy").claim == "it learns first frames"
     with pytest.raises(Refused, match="setting 'strenght': is not known to toy"):
         methods.recipe("toy", strenght=2)
     config = TrainConfig(out=str(tmp_path / "run"), steps=2, batch=4, micro_batch=2, rank=4)
-    folder = train(random_model("tiny-wan-1.3b", layers=2), Pairs(), methods.recipe("toy", strength=2), config)
+    folder = train(random_model("tiny-wan-1.3b", layers=2), PAIRS, methods.recipe("toy", strength=2), config)
     lines = alarms.read(folder / "metrics.jsonl")
     moved = adapters.read(folder / "adapter").matrices
     assert len(lines) == 2 and lines[0]["first_frame_loss"] == lines[0]["loss"] > 0
@@ -120,35 +90,28 @@ def test_a_new_file_is_a_method_that_trains(tmp_path, monkeypatch):
     assert json.loads((folder / "run.json").read_text())["identity"]["recipe"] == dict(name="toy", strength=2)
 
 
-def test_the_command_line_offers_what_the_folder_holds(tmp_path, monkeypatch, capsys):
+def test_the_command_line_offers_what_the_folder_holds(method_file, capsys):
     from localdpo.cli import main as cli
 
-    (tmp_path / "toy.py").write_text(TOY)
-    monkeypatch.setattr(localdpo.methods, "__path__", [*localdpo.methods.__path__, str(tmp_path)])
+    method_file("toy", TOY)
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     assert "toy" in capsys.readouterr().out
 
 
-def test_a_file_that_cannot_be_imported_is_named(tmp_path, monkeypatch, capsys):
-    (tmp_path / "broken_toy.py").write_text("import no_such_package")
-    monkeypatch.setattr(localdpo.methods, "__path__", [*localdpo.methods.__path__, str(tmp_path)])
+def test_a_file_that_cannot_be_imported_is_named(method_file, capsys):
+    method_file("broken_toy", "import no_such_package")
     assert main(["train", "tiny-wan-1.3b", "pairs"]) == 2
-    said = capsys.readouterr().err
-    assert "localdpo/methods/broken_toy.py: cannot be imported (ModuleNotFoundError" in said
+    error = capsys.readouterr().err
+    assert "localdpo/methods/broken_toy.py: cannot be imported (ModuleNotFoundError" in error
 
 
-@pytest.mark.parametrize(
-    "record, said", [('Method("tyo", ', "with the name 'tyo'"), ("print; dict(a=", "with the name {'a'")]
-)
-def test_a_method_with_another_name_than_its_file_is_named(tmp_path, monkeypatch, record, said):
-    (tmp_path / "renamed.py").write_text(
-        TOY.replace('Method("toy", ', record) if "tyo" in record else "METHOD = {'a': 1}"
-    )
-    monkeypatch.setattr(localdpo.methods, "__path__", [*localdpo.methods.__path__, str(tmp_path)])
+@pytest.mark.parametrize("text, name", [(TOY.replace('"toy"', '"tyo"', 1), "'tyo'"), ("METHOD = {'a': 1}", "{'a'")])
+def test_a_method_with_another_name_than_its_file_is_named(method_file, text, name):
+    method_file("renamed", text)
     with pytest.raises(Refused) as refused:
         methods.names()
-    assert f"localdpo/methods/renamed.py: holds a method {said}" in str(refused.value)
+    assert f"localdpo/methods/renamed.py: holds a method with the name {name}" in str(refused.value)
     assert "name='renamed'" in refused.value.then
 
 
@@ -163,7 +126,7 @@ def test_pairs_without_what_a_method_needs_are_refused_in_the_first_step(tmp_pat
     config = TrainConfig(out=str(tmp_path / "run"), steps=1, batch=2, micro_batch=2, rank=4)
     (needed,) = methods.get(name).recipe.needs
     with pytest.raises(Refused, match=f"have no {needed}, which {name} needs"):
-        train(random_model("tiny-wan-1.3b", layers=2), Pairs(), methods.recipe(name), config)
+        train(random_model("tiny-wan-1.3b", layers=2), PAIRS, methods.recipe(name), config)
 
 
 # -- passes ---------------------------------------------------------------------------------------------------------------
@@ -171,10 +134,10 @@ def test_pairs_without_what_a_method_needs_are_refused_in_the_first_step(tmp_pat
 
 def test_sft_makes_one_pass_over_winners_and_the_others_two_over_both(watched):
     made, calls = watched
-    error_maps(made, Pairs().batch([0, 1, 2]), seed=0, reads=methods.get("sft").recipe.reads)
+    error_maps(made, PAIRS.batch([0, 1, 2]), seed=0, reads=methods.get("sft").recipe.reads)
     assert calls == [(3, True)]
     calls.clear()
-    error_maps(made, Pairs().batch([0, 1, 2]), seed=0, reads=methods.get("local_dpo").recipe.reads)
+    error_maps(made, PAIRS.batch([0, 1, 2]), seed=0, reads=methods.get("local_dpo").recipe.reads)
     assert calls == [(6, False), (6, True)]
 
 
@@ -184,7 +147,7 @@ def test_a_run_of_sft_makes_no_pass_for_losers_or_reference(tmp_path):
         lambda _, args, more: calls.append((len(more["hidden_states"]), torch.is_grad_enabled())), with_kwargs=True
     )
     config = TrainConfig(out=str(tmp_path / "run"), steps=2, batch=4, micro_batch=2, rank=4)
-    train(made, Pairs(), methods.recipe("sft"), config)
+    train(made, PAIRS, methods.recipe("sft"), config)
     assert [call for call in calls if call[1]] == [(2, True)] * 4  # two steps of two passes
     assert len(calls) - 4 == 2  # the plan counts and times one pass, without a gradient
 
@@ -192,7 +155,7 @@ def test_a_run_of_sft_makes_no_pass_for_losers_or_reference(tmp_path):
 @pytest.mark.parametrize("reads", [("policy_w",), ("policy_w", "ref_w"), ("policy_l", "ref_w"), MAPS])
 @pytest.mark.parametrize("settings", [{}, dict(share_noise=False), dict(clean_first=True)])
 def test_leaving_maps_out_changes_no_bit_of_the_others(reads, settings):
-    made, batch = model(), Pairs().batch([0, 3])
+    made, batch = model(), PAIRS.batch([0, 3])
     predict, last = made.predict, ("policy_w", "policy_l")
 
     def one_by_one(noisy, t, text):  # the products of a batch of another size are summed in another order
@@ -216,7 +179,7 @@ def test_in_one_batch_the_gradient_of_sft_is_what_it_was_to_rounding():
     found = []
     for reads in (MAPS, ("policy_w",)):
         made = model()
-        loss, _ = losses.sft(error_maps(made, Pairs().batch(range(4)), seed=0, reads=reads))
+        loss, _ = losses.sft(error_maps(made, PAIRS.batch(range(4)), seed=0, reads=reads))
         loss.backward()
         found.append(torch.cat([p.grad.flatten() for p in adapters.weights(made).values()]))
     assert (found[0] - found[1]).norm() < 2e-6 * found[0].norm()

@@ -4,7 +4,8 @@ import importlib
 import json
 import sys
 
-HEAVY = {"torch", "torchvision", "diffusers", "transformers", "papermill", "snakemake", "matplotlib.pyplot"}
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "papermill", "snakemake", "numpy", "scipy"}
+HEAVY |= {"matplotlib", "matplotlib.pyplot", "av", "PIL", "IPython"}
 
 found, before = {}, set(sys.modules)
 for name in sys.argv[1:]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import PROGRAMS
 from test_loop import Pairs, Stop, final, fresh, run, stop_after
 
 from localdpo import losses, methods
@@ -34,15 +35,7 @@ def test_what_suits_a_model_goes_by_its_size():
         assert TrainConfig().filled(model).rank == rank
 
 
-TOY = """
-def scaled(error):
-    return error.mean()
-
-
-def toy(e, batch):
-    loss = scaled(e.policy_w)
-    return loss, dict(seen=1.0)
-"""
+TOY = (PROGRAMS / "toy_objective.py").read_text()
 
 
 def objective(folder, text):
