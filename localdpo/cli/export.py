@@ -10,11 +10,11 @@ import argparse
 import dataclasses
 import difflib
 import json
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 from ..ground.errors import Refused
+from ..ground.scratch import scratch
 
 # %% ../../nbs/95_cli/08_export.ipynb #feb1cda5
 def add_arguments(parser):
@@ -93,11 +93,13 @@ def export(source, form, out, model=None, alpha=None):
     if model is not None:
         adapters.check_fit(adapters.read(source, alpha), SimpleNamespace(name=model, transformer=outline(model)))
     write = dict(diffusers=adapters.export_diffusers, comfyui=adapters.export_comfyui)[form]
-    with tempfile.TemporaryDirectory() as work:
+    with scratch() as work:
         try:
-            report = write(source, Path(work) / out.name, alpha=alpha)
+            report = write(source, work / out.name, alpha=alpha)
         except Refused as refusal:  # of a name that will not do: say the one that was given
-            raise Refused(out if work in str(refusal.what) else refusal.what, refusal.why, refusal.then) from refusal
+            raise Refused(
+                out if str(work) in str(refusal.what) else refusal.what, refusal.why, refusal.then
+            ) from refusal
         data = report.file.read_bytes()
     _keep(out, data)
     return dataclasses.replace(report, file=out)

@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from .lint import rules
 from .profile import load_profile, profile_path, snakefile_of
 from ..ground import info, leases, paths
 from ..ground.errors import Refused
+from ..ground.scratch import scratch
 
 # %% ../../nbs/80_engine/01_graph.ipynb #701b4877
 SLURM = {
@@ -140,7 +140,7 @@ def _cache():
     if usual:
         yield
         return
-    with tempfile.TemporaryDirectory() as elsewhere, leases.environment(XDG_CACHE_HOME=elsewhere):
+    with scratch() as elsewhere, leases.environment(XDG_CACHE_HOME=str(elsewhere)):
         yield
 
 

@@ -8,8 +8,9 @@ __all__ = ['rules', 'lint']
 # %% ../../nbs/80_engine/04_lint.ipynb #1a863926
 import contextlib
 import re
-import tempfile
 from pathlib import Path
+
+from ..ground.scratch import scratch
 
 # %% ../../nbs/80_engine/04_lint.ipynb #f5614d39
 def rules(snakefile, config, folder=None):
@@ -20,8 +21,8 @@ def rules(snakefile, config, folder=None):
     from snakemake.api import ConfigSettings, OutputSettings, ResourceSettings, SnakemakeApi
     from snakemake.settings.enums import Quietness
 
-    with tempfile.TemporaryDirectory() as elsewhere, SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
-        workdir = folder if folder and folder.is_dir() else Path(elsewhere)  # Snakemake leaves a folder where it looks
+    with scratch() as elsewhere, SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        workdir = folder if folder and folder.is_dir() else elsewhere  # Snakemake leaves a folder where it looks
         settings = dict(resource_settings=ResourceSettings(), config_settings=ConfigSettings(config=config))
         return list(api.workflow(snakefile=Path(snakefile).resolve(), workdir=workdir, **settings)._workflow.rules)
 

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..ground import info, leases, paths
 from ..ground.errors import Failed, Refused
 from ..ground.notebooks import nbformat
+from ..ground.scratch import scratch
 
 # %% ../../nbs/80_engine/05_rerun.ipynb #b6af8049
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "Optional": Optional}
@@ -217,7 +218,7 @@ def _relay(pipe, name, over):
 @contextlib.contextmanager
 def _surroundings(name):
     "A private folder for the sockets, and a pipe through which the notebook's progress reaches our terminal or log."
-    with tempfile.TemporaryDirectory(prefix="ldpo-", dir="/tmp", ignore_cleanup_errors=True) as sockets:
+    with scratch("/tmp") as sockets:  # the name of a socket must be short
         os.mkfifo(f"{sockets}/progress")
         pipe, over = os.open(f"{sockets}/progress", os.O_RDWR | os.O_NONBLOCK), threading.Event()
         relay = threading.Thread(target=_relay, args=(pipe, name, over), daemon=True)

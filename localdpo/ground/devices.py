@@ -6,10 +6,7 @@
 __all__ = ['place', 'devices', 'free_memory']
 
 # %% ../../nbs/90_ground/09_devices.ipynb #91506679
-import contextlib
-import os
-from pathlib import Path
-
+from . import memory
 from .errors import Refused
 from .words import counted
 
@@ -54,14 +51,4 @@ def free_memory(device="cpu"):
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(ImportError, OSError, StopIteration):
-        import resource
-
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            free = min(free, limit - used)
-        return free
-    return None
+    return memory.free()

@@ -12,13 +12,13 @@ import io
 import math
 import mimetypes
 import os
-import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
 from ..ground.errors import Refused
+from ..ground.scratch import scratch
 from .forms import first_bytes
 from .video import Clip, _whole, read, write
 
@@ -141,8 +141,8 @@ def play(path_or_frames, fps=8, limit=200_000):
 
     if not isinstance(path_or_frames, (str, os.PathLike)):
         frames, fps = path_or_frames if isinstance(path_or_frames, Clip) else (path_or_frames, fps)
-        with tempfile.TemporaryDirectory() as folder:
-            write(path := Path(folder) / "clip.mp4", frames, fps)
+        with scratch() as folder:
+            write(path := folder / "clip.mp4", frames, fps)
             return play(path) if path.stat().st_size <= limit else HTML(_picture_tag(frames))
     path = Path(path_or_frames)
     first_bytes(path)  # a name that leads nowhere is refused as in `read`
