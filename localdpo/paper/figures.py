@@ -42,7 +42,11 @@ def when_sure(lines):
     "In a sentence: from which look on each method is apart from the untuned model."
     said = []
     for (column, name), looks in lines.items():
-        apart = [look for i, look in enumerate(looks) if all(later.gap.excludes(0) for later in looks[i:])]
+        apart = [
+            look
+            for i, look in enumerate(looks)
+            if all(later.gap.excludes(0) and later.gap.rounded for later in looks[i:])
+        ]
         if apart:
             said.append(f"{name} changes {spoken(column)} from step {apart[0].step} on ({looks[-1].gap} at the end)")
         else:

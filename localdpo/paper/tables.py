@@ -30,7 +30,7 @@ def spoken(column):
 
 def signed(gap):
     "A difference with its sign."
-    return f"{'+' if gap.value > 0 else ''}{gap}"
+    return f"{'+' if gap.rounded > 0 else ''}{gap}"
 
 
 def arrow(scores, column):
@@ -92,7 +92,7 @@ def as_sets(scores):
         gap = ""
         if name != scores.reference and len(set(prompts[name])) >= frechet.FEWEST:
             gap = frechet.difference(clouds[name], clouds[scores.reference], clouds["real"], prompts[name])
-            gap = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gap)
+            gap = "{} [{}, {}]".format(*(f"{number:+z.3f}" for number in gap))
         lines.append([name, f"{frechet.distance(clouds[name], clouds['real']):.3f}", gap])
     head = ["method", "Fréchet distance ↓", f"from {scores.reference}"]
     return said + (f"As sets:\n\n{grid(head, *lines)}\n" if lines else "")
@@ -126,6 +126,8 @@ class Ladder:
 def _said(rungs, key):
     column, before, after = key
     gap = rungs.found[key].difference
+    if not gap.rounded:
+        return f"{before} → {after} makes no difference in {spoken(column)} ({gap})"
     better = (gap.value > 0) == (column not in rungs.scores.lower)
     return f"{before} → {after} makes {spoken(column)} {'better' if better else 'worse'} by {signed(gap)}"
 

@@ -36,10 +36,19 @@ class Interval:
     def excludes(self, number=0.0):
         return not self.low <= number <= self.high
 
-    def __str__(self):
+    @property
+    def decimals(self):
+        "How many are printed: what is sure, and one more."
         half = (self.high - self.low) / 2
-        decimals = max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 3  # what is sure, and one more
-        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(self.value, self.low, self.high, d=decimals)
+        return max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 3
+
+    @property
+    def rounded(self):
+        "The number as it is printed."
+        return round(self.value, self.decimals)
+
+    def __str__(self):  # z: no zero has a sign
+        return "{:z.{d}f} [{:z.{d}f}, {:z.{d}f}]".format(self.value, self.low, self.high, d=self.decimals)
 
 # %% ../../nbs/70_stats/01_intervals.ipynb #79fd5e5f
 def labels(names, what):

@@ -156,3 +156,27 @@ def test_published_numbers_go_by_the_names_of_our_models(table, suite, model):
     from localdpo.backbones import files
 
     assert model in files.HUB and list(published(table, model, suite))[0] == "baseline"
+
+
+def test_a_difference_that_rounds_to_zero_is_called_none(folder):
+    for name, step in (("sft", 4), ("dpo+sft", 4)):
+        path = folder / f"scores-{name}.csv"
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        for i, row in enumerate(row for row in rows if int(row["step"]) == step):
+            row["quality"] = row["blur"] = 1 + (-1) ** i * 0.5 * (name == "sft") - 1e-4 * (name == "sft")
+        with open(path, "w", newline="") as file:
+            (writer := csv.DictWriter(file, rows[0])).writeheader()
+            writer.writerows(rows)
+    said = tables.ladder(loaded(folder), [("sft", "dpo+sft")]).sentence()
+    assert "the nearest: sft → dpo+sft makes no difference in quality (0.00 [-" in said or "in blur (0.00 [-" in said, (
+        said
+    )
+    assert "better" not in said and "worse" not in said
+
+
+def test_no_zero_has_a_sign():
+    nothing = Interval(-1e-4, -0.32, 0.32, 12)
+    assert str(nothing) == "0.00 [-0.32, 0.32]" == tables.signed(nothing)
+    assert str(Interval(-1e-9, -1e-9, -1e-9, 12)) == "0.000 [0.000, 0.000]"
+    look = figures.when_sure({("blur", "sft"): [scores.Look(1, Interval(-1e-9, -1e-9, -1e-9, 12))]})
+    assert look.startswith("sft does not change blur for sure")
