@@ -73,13 +73,12 @@ def _begin(run, log):
     from localdpo.ground import info
 
     config, start = run.config, run.start
+    about = dict(model=run.backbone.name, identity=run.this, config=asdict(config), here=info.provenance())
+    paths.write_json(run.folder / "run.json", about)  # first of all: by it the folder is known
     watch = alarms.Watch(config.steps, config.batch, config.warmup)
     run.log = alarms.Log(run.folder / "metrics.jsonl", watch, start, log)
     if start < config.steps:
         hold(run)
-    about = dict(model=run.backbone.name, identity=run.this, config=asdict(config), here=info.provenance())
-    paths.write_json(run.folder / "run.json", about)
-    if start < config.steps:
         run.work = _announce(run)
     else:
         more = f", more than the {config.steps} asked for" if start > config.steps else ""

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import shutil
+import sys
 import time
 
 import pytest
@@ -12,7 +14,7 @@ from test_loop import Pairs
 from localdpo import methods
 from localdpo.cli.export import export
 from localdpo.ground.errors import Refused
-from localdpo.training import TrainConfig, checkpoints, train
+from localdpo.training import TrainConfig, checkpoints, opening, train
 
 
 def look(folder, needed, stop, seen):
@@ -57,6 +59,15 @@ def test_a_watcher_never_sees_an_adapter_without_its_files(tmp_path):
         for steps in (1, 1, 2, 3):  # made, made again, and replaced by that of a longer run
             tuned(tmp_path / "run", steps)
     assert not watcher.odd and watcher.found > 0
+
+
+@pytest.mark.parametrize("place", ["hold", "_announce"])
+def test_a_run_that_died_as_it_began_is_known_again(tmp_path, monkeypatch, place):
+    with monkeypatch.context() as once, pytest.raises(SystemExit):
+        once.setattr(opening, place, lambda run: sys.exit())
+        tuned(tmp_path / "run", 1)
+    shutil.rmtree(tmp_path / "run/checkpoints", ignore_errors=True)  # which may not have been there yet
+    assert (tuned(tmp_path / "run", 1) / "adapter").is_dir()
 
 
 def test_a_watcher_never_sees_an_exported_folder_without_its_file(tmp_path):
