@@ -9,13 +9,16 @@ __all__ = ['WORDS', 'PLAIN', 'Parser', 'parser', 'main']
 import argparse
 import contextlib
 import difflib
+import json
 import os
 import re
 import select
 import signal
 import sys
 import threading
+import time
 from importlib import import_module
+from pathlib import Path
 
 from .. import __version__
 from ..ground import info
@@ -156,6 +159,9 @@ def _check_options(parser, words):
 def _say(message, status):
     if os.environ.get("RANK", "0") == "0":
         print(f"localdpo: {message}", file=sys.stderr)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # whose message torchrun prints last
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps(dict(message=f"localdpo: {message}", timestamp=int(time.time()))))
     return status
 
 
