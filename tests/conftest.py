@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -42,6 +43,23 @@ def loaded_by(*modules, **options):
     return {name: set(heavy) for name, heavy in json.loads(said("light.py", *modules, **options)).items()}
 
 
+def alive(process):
+    "Whether the process of this number is at work: a zombie is not."
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=120):
+    "Wait until `condition()` holds, and return what it gave."
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
 @functools.cache
 def _random_model(name, layers):
     from localdpo.miniature import models
@@ -60,6 +78,21 @@ def random_model(name, layers=2):
         transformer=copy.deepcopy(made.transformer), scheduler=copy.deepcopy(made.pipeline.scheduler)
     )
     return type(made)(pipeline, name)
+
+
+def adapted(model, rank=4, alpha=8, std=1.0, seed=3, adapter="policy"):
+    "`model` with an adapter that has something to say."
+    import torch
+
+    from localdpo.backbones import adapters
+
+    adapters.add(model, rank, alpha, adapter)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, p in adapters.weights(model, adapter).items():
+            if ".lora_B." in key:
+                p.normal_(std=std, generator=draw)
+    return model
 
 
 @pytest.fixture

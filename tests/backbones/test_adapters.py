@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import adapted, random_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -36,14 +36,7 @@ def said(model):
 
 def trained(name, rank=4, alpha=12, dtype=torch.float32, adapter="policy", seed=3, **size):
     "A model whose adapter has something to say; alpha is not the rank, so that its loss would show."
-    model = fresh(name, dtype, **size)
-    adapters.add(model, rank, alpha, adapter)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, p in adapters.weights(model, adapter).items():
-            if ".lora_B." in key:
-                p.normal_(generator=draw)
-    return model
+    return adapted(fresh(name, dtype, **size), rank, alpha, seed=seed, adapter=adapter)
 
 
 @pytest.fixture(params=NAMES)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import adapted
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -21,14 +22,7 @@ PROMPT = pools.pool("curated", 1, "held out")[0].prompt()
 
 
 def tuned(name):
-    model = backbones.load(name, "cpu")
-    adapters.add(model, 4, 12)  # alpha is not the rank, so that its loss would show
-    draw = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for key, p in adapters.weights(model).items():
-            if ".lora_B." in key:
-                p.normal_(0, 0.2, generator=draw)
-    return model
+    return adapted(backbones.load(name, "cpu"), 4, 12, std=0.2)  # alpha is not the rank, so that its loss would show
 
 
 @pytest.fixture(scope="module", params=MODELS)

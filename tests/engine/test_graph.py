@@ -10,7 +10,7 @@ import time
 
 import pytest
 import yaml
-from conftest import PROGRAMS, program
+from conftest import PROGRAMS, alive, program, wait_for
 
 from localdpo.engine import fingerprints
 from localdpo.engine import graph as engine
@@ -85,10 +85,10 @@ def test_after_kill_9_the_same_command_goes_on(graph, moment):
     first = subprocess.Popen(
         program("run_graph.py", ".", "cores=2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    _wait_for((graph.folder / ".run").exists)
-    _wait_for(lambda: all((graph.folder / f"started-{n}").exists() for n in paused))
+    wait_for((graph.folder / ".run").exists)
+    wait_for(lambda: all((graph.folder / f"started-{n}").exists() for n in paused))
     if moment == "a later step":  # the first one is finished, and Snakemake knows it
-        _wait_for(
+        wait_for(
             lambda: (
                 (graph.folder / "part-0.txt").exists() and len(list(graph.folder.glob(".snakemake/incomplete/*"))) == 1
             )
@@ -99,7 +99,7 @@ def test_after_kill_9_the_same_command_goes_on(graph, moment):
     finished = dates(graph.folder)
     status, said = graph("dry_run=True")
     assert status == 0, said  # a look is allowed at any time
-    _wait_for(lambda: not any(_runs(pid) for pid in orphans))
+    wait_for(lambda: not any(alive(pid) for pid in orphans))
     for n in paused:
         (graph.folder / f"pause-{n}").unlink()
     status, said = graph()
@@ -107,20 +107,6 @@ def test_after_kill_9_the_same_command_goes_on(graph, moment):
     assert not paused or "a killed run left its locks" in said
     assert (graph.folder / "whole.txt").read_text() == "part 0\npart 1\n"
     assert finished.items() <= dates(graph.folder).items() and bool(finished) == (moment == "a later step")
-
-
-def _wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def _runs(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.slow(19)
@@ -366,7 +352,7 @@ def test_a_run_beside_a_run_is_refused(graph):
     first = subprocess.Popen(
         program("run_graph.py", ".", "cores=2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    _wait_for((graph.folder / "started-0").exists)
+    wait_for((graph.folder / "started-0").exists)
     status, said = graph()
     assert status == 1 and f"process {first.pid}" in said
     (graph.folder / "pause-0").unlink()

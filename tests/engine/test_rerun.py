@@ -1,6 +1,5 @@
 """Papermill's silent failures, each made loud; and what is kept of a run."""
 
-import contextlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import alive, wait_for
 
 from localdpo.dev import pages
 from localdpo.engine import rerun
@@ -299,24 +299,10 @@ def test_a_killed_run_takes_its_kernel_with_it(notebook, tmp_path):
     run = subprocess.Popen(
         [sys.executable, "-m", "localdpo.cli", "rerun", path, tmp_path / "out.ipynb"], stderr=subprocess.DEVNULL
     )
-    pid = int(_wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
+    pid = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
     run.kill()
     run.wait()
-    assert _wait_for(lambda: not _alive(pid))
-
-
-def _alive(pid):
-    with contextlib.suppress(OSError):
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
-    return False
-
-
-def _wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
+    assert wait_for(lambda: not alive(pid))
 
 
 # -- the command line ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import program
+from conftest import alive, program, wait_for
 
 from localdpo.ground import leases
 from localdpo.ground.errors import Refused
@@ -57,18 +57,8 @@ def test_a_step_ends_with_its_run_and_the_next_run_waits_for_that(tmp_path):
     run.kill()  # and nobody asks for its status: it stays a zombie, as under a launcher or in a container
     with leases.sole_run(tmp_path, patience=30):
         (pid,) = said - {"held"}
-        deadline = time.monotonic() + 10  # its locks go a moment before it does
-        while _runs(pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: not alive(pid), 10)  # its locks go a moment before it does
     run.wait()
-
-
-def _runs(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_steps_that_do_not_end_are_named_instead_of_waited_for(tmp_path):

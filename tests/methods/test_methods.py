@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROGRAMS, random_model, said
+from conftest import PROGRAMS, adapted, random_model, said
 
 import localdpo.methods
 from localdpo import losses, methods
@@ -25,14 +25,7 @@ PAIRS = ToyPairs(8, (16, 2, 4, 4), ((1, 3), (1, 3)))
 
 
 def model():
-    made = random_model("tiny-wan-1.3b", layers=2)
-    adapters.add(made, rank=4, alpha=8)
-    draw = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for key, p in adapters.weights(made).items():
-            if ".lora_B." in key:
-                p.normal_(std=0.05, generator=draw)
-    return made
+    return adapted(random_model("tiny-wan-1.3b", layers=2), std=0.05)
 
 
 @pytest.fixture

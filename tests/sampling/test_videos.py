@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import adapted
 
 from localdpo import backbones
 from localdpo.backbones import adapters
@@ -41,14 +42,7 @@ def tiny():
 def run(tmp_path_factory):
     "The folder of a run that is done, with an adapter that shows."
     folder = tmp_path_factory.mktemp("run")
-    model = backbones.load("tiny-cogvideox-2b", "cpu")
-    adapters.add(model, 4, 12)
-    draw = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for key, p in adapters.weights(model).items():
-            if ".lora_B." in key:
-                p.normal_(0, 0.2, generator=draw)
-    adapters.save(model, folder / "adapter")
+    adapters.save(adapted(backbones.load("tiny-cogvideox-2b", "cpu"), 4, 12, std=0.2), folder / "adapter")
     return folder
 
 

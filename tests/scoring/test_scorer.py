@@ -10,13 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import loaded_by
+from conftest import alive, loaded_by, program, wait_for
 from skimage import measure, metrics
 
 from localdpo.cli import main as cli
@@ -351,42 +350,14 @@ def test_a_process_that_dies_costs_its_own_job_only():
     assert answers[1].exitcode == -9 and [answers[i][1] for i in (0, 2, 4)] == [0, 2, 4]
 
 
-def sleepy(device):
-    def call(path):
-        Path(path).write_text(str(os.getpid()))
-        time.sleep(1)
-
-    return call
-
-
 @pytest.mark.slow(2)
 def test_when_the_first_process_is_killed_the_others_end(tmp_path):
-    code = (
-        "from localdpo.ground.workers import spread; from test_scorer import sleepy\n"
-        f"if __name__ == '__main__': list(spread(sleepy, [(r'{tmp_path}/%d' % i,) for i in range(9)], ['a', 'b']))"
-    )
-    (tmp_path / "first.py").write_text(code)
-    env = os.environ | dict(PYTHONPATH=str(Path(__file__).parent))
-    first = subprocess.Popen([sys.executable, tmp_path / "first.py"], env=env)
+    first = subprocess.Popen(program("sleepers.py", tmp_path))
     wait_for(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "01"))
     first.kill()
     first.wait()
     others = [int((tmp_path / name).read_text()) for name in "01"]
     wait_for(lambda: not any(map(alive, others)), 20)
-
-
-def alive(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(condition, seconds=120):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.05)
 
 
 # -- videos and prompts ----------------------------------------------------------------------------------------------

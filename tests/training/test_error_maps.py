@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import adapted, random_model
 
 from localdpo import losses
 from localdpo.backbones import adapters
@@ -23,14 +23,7 @@ def fresh(name, dtype=torch.float32, seed=None):
     "A random model with an adapter that says nothing, or something if seeded."
     model = random_model(name)
     model.transformer.to(dtype)
-    adapters.add(model, rank=4, alpha=8)
-    if seed is not None:
-        draw = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for key, p in adapters.weights(model).items():
-                if ".lora_B." in key:
-                    p.normal_(std=0.05, generator=draw)
-    return model
+    return adapted(model, std=0.0 if seed is None else 0.05, seed=seed or 0)
 
 
 def pairs(*ids):
