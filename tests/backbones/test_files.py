@@ -11,7 +11,7 @@ import threading
 import pytest
 import sentencepiece
 import torch
-from conftest import program
+from conftest import program, said
 
 from localdpo import backbones
 from localdpo.backbones import files
@@ -98,9 +98,17 @@ def test_pickled_weights_are_refused_by_name(model, part, decoy):
 
 
 def test_beside_safetensors_a_pickle_is_never_opened(model):
-    (model / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"no pickle at all")
-    (model / "text_encoder" / "pytorch_model.bin").write_bytes(b"no pickle at all")
-    backbones.load(model, "cpu")
+    pickles = [
+        "transformer/diffusion_pytorch_model.bin",
+        "vae/diffusion_pytorch_model.bin",
+        "text_encoder/pytorch_model.bin",
+    ]
+    for name in pickles:
+        torch.save({"weight": torch.zeros(2)}, model / name)
+    opened = json.loads(said("opened_files.py", model).splitlines()[-1])
+    assert not {name for name in pickles if str(model / name) in opened}
+    assert str(model / "model_index.json") in opened and str(model / "transformer/config.json") in opened
+    assert "torch.load saw" in said("opened_files.py", model, "and", model / pickles[0])
 
 
 def test_classes_from_elsewhere_are_refused(model):

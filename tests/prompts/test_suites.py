@@ -85,7 +85,13 @@ def test_the_tiny_models_read_both_forms(model):
     tiny = backbones.load(model, "cpu")
     for entries in (suite("sprite-quality", count=60), suite("sprite-motion", count=60)):
         for form in ("short", "expanded"):
-            list(tiny.tokens([prompt.prompt for prompt in as_prompts(entries, form)]))
+            ids, mask = tiny.tokens([prompt.prompt for prompt in as_prompts(entries, form)])
+            assert ids.shape == (60, tiny.text_length) and len({tuple(row) for row in ids.tolist()}) == 60
+            assert tiny.pipeline.tokenizer.unk_token_id not in ids and 3 < mask.sum(1).min() <= tiny.text_length
+    one = as_prompts(suite("sprite-motion", count=1), "expanded")[0].prompt
+    for broken, why in ((one + " zebra", "never saw: zebra"), (" ".join([one] * 3), "tokens, tiny-")):
+        with pytest.raises(Refused, match=why):
+            tiny.tokens([broken])
 
 
 @pytest.mark.parametrize(

@@ -354,9 +354,10 @@ def test_a_process_that_dies_costs_its_own_job_only():
 def test_when_the_first_process_is_killed_the_others_end(tmp_path):
     first = subprocess.Popen(program("sleepers.py", tmp_path))
     wait_for(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "01"))
+    others = [int((tmp_path / name).read_text()) for name in "01"]
+    assert len({*others, first.pid}) == 3 and all(map(alive, others))
     first.kill()
     first.wait()
-    others = [int((tmp_path / name).read_text()) for name in "01"]
     wait_for(lambda: not any(map(alive, others)), 20)
 
 
