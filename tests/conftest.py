@@ -129,6 +129,25 @@ def method_file(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def nothing_here(tmp_path, monkeypatch, request):
+    "Neither weights nor a network, but for the golden tests."
+    if "golden" not in request.node.name:
+        monkeypatch.setenv("LOCALDPO_WEIGHTS", str(tmp_path / "weights"))
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    "A vocabulary of CLIP's kind: letters, a few words, and the two ends."
+    pieces = [*"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
+    merges = ["c a", "ca t</w>", "d o", "do g</w>"]
+    pieces += [m.replace(" ", "") for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return tmp_path / "vocab.json", tmp_path / "merges.txt", len(pieces)
+
+
+@pytest.fixture
 def terminal():
     "Both ends of a terminal of 80 columns: what we read, and what a process writes to."
     ours, theirs = pty.openpty()
