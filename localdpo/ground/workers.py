@@ -20,6 +20,11 @@ class Died(NamedTuple):
     device: str
     exitcode: int
 
+    @property
+    def starved(self):
+        "Whether it was killed, as Linux does where memory runs out; a crash is another matter."
+        return self.exitcode == -signal.SIGKILL
+
 
 def _work(pipe, make, device):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which ends this one

@@ -1043,8 +1043,9 @@ def test_a_video_whose_process_dies_is_named_and_tried_again(clips, tmp_path, mo
 
     monkeypatch.setattr(workers, "_spread", died)
     words = clips, "--scorers", "measures", "--device", "cpu,cpu"
-    _, rows = score(tmp_path, *words)
-    assert rows["2.mp4"]["problem"] == "its process on b died (exit code -9)" and rows["2.mp4"]["mse_next"] == ""
+    status, rows = score(tmp_path, *words)
+    why = "its process on b died (exit code -9); the same command tries it again"
+    assert status == 1 and rows["2.mp4"]["problem"] == why and rows["2.mp4"]["mse_next"] == ""
     monkeypatch.setattr(workers, "_spread", work)
     assert score(tmp_path, *words)[1]["2.mp4"]["mse_next"] == "0.0" and lines(tmp_path / "scores.partial.jsonl") == 4
 
