@@ -144,6 +144,8 @@ def load(file):
     from localdpo.engine.profile import bounded
 
     then = "write one setting a line, as in `steps: 100`, or name the file of settings of a finished run"
+    if not Path(file).exists():
+        raise Refused(file, "does not exist", "check the path")
     try:
         text = Path(file).read_text(encoding="utf-8")
         if file.endswith(".json"):

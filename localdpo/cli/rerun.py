@@ -18,8 +18,10 @@ from ..ground.words import check_whole
 # %% ../../nbs/95_cli/09_rerun.ipynb #a8981da5
 def add_arguments(parser):
     "Describe the command line of `localdpo rerun`."
-    parser.add_argument("notebook", help="the notebook to execute")
-    parser.add_argument("out", nargs="?", help="where the executed copy goes; left out: list the notebook's parameters")
+    parser.add_argument("notebook", metavar="NOTEBOOK", help="the notebook to execute")
+    parser.add_argument(
+        "out", metavar="OUT", nargs="?", help="where the executed copy goes; left out: list the notebook's parameters"
+    )
     parser.add_argument(
         "-p",
         "--parameter",

@@ -151,7 +151,7 @@ def main(args):
         print(*list_scorers(), sep="\n")
         return 0
     if not args.videos:
-        raise Refused("the videos", "are not named", "name a folder of videos, or look at --list")
+        raise Refused("score", "needs videos", "name a folder of videos; --list shows the scorers")
     config = ScoreConfig(**fields.settings(args, ScoreConfig, of_table))
     videos, told = find_videos(args.videos, args.prompts, config.form)
     for line in told:

@@ -55,8 +55,8 @@ def profile_path(name):
     "The file of a profile: one that ships, or a yaml file of your own."
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
-        shipped = ", ".join(profiles())
-        raise Refused(name, "is not a profile", f"choose one of {shipped}, or name a yaml file of your own")
+        shipped, why = ", ".join(profiles()), "does not exist" if path.parent != PROFILES else "is not a profile"
+        raise Refused(name, why, f"choose one of {shipped}, or name a yaml file of your own")
     return path
 
 # %% ../../nbs/80_engine/02_profile.ipynb #cb98ec93

@@ -68,6 +68,8 @@ def checked(rows):
 def read_prompts(path):
     "The prompts in a file: .txt with one a line, or .jsonl, .csv or .parquet with `id` and `prompt`."
     path = Path(path)
+    if path.is_dir():
+        raise Refused(path, "is a folder", "name a file of prompts: .txt, .jsonl, .csv or .parquet")
     if path.suffix not in (".txt", ".jsonl", ".csv", ".parquet"):
         raise Refused(path, "is in no form that prompts are read in", "save it as .txt, .jsonl or .csv, in UTF-8")
     rows = _lines(path) if path.suffix == ".txt" else caption_rows(path)

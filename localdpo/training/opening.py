@@ -82,8 +82,8 @@ def _begin(run, log):
         run.work = _announce(run)
     else:
         more = f", more than the {config.steps} asked for" if start > config.steps else ""
-        said = f"all {start} steps were made{more}"
-        print(f"{run.folder} is finished: {said}; its adapter is {run.folder / 'adapter'}", flush=True)
+        made = f"all {start} steps were made" if start > 1 else "its step was made"
+        print(f"{run.folder} is finished: {made}{more}; its adapter is {run.folder / 'adapter'}", flush=True)
 
 # %% ../../nbs/40_training/10_opening.ipynb #788f8ccc
 def go_on(run):

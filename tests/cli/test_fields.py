@@ -66,7 +66,7 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, said):
 
 
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
-    with pytest.raises(Refused, match="gone.yaml: cannot be read"):
+    with pytest.raises(Refused, match="gone.yaml: does not exist"):
         train.asked(read(train, TINY, "pairs", "--config", tmp_path / "gone.yaml"))
     (tmp_path / "odd.json").write_bytes(b"\xff\xfe")
     with pytest.raises(Refused, match="odd.json: cannot be read as settings"):

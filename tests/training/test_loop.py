@@ -448,6 +448,12 @@ def test_a_finished_run_that_lost_its_adapter_says_so_and_gets_it_again(tmp_path
     assert find_adapter(tmp_path / "run").read_bytes() == whole
 
 
+def test_a_finished_run_of_one_step_is_no_plural(tmp_path, capsys):
+    for _ in range(2):
+        run(tmp_path / "run", steps=1)
+    assert "is finished: its step was made; its adapter is" in capsys.readouterr().out
+
+
 def test_a_damaged_adapter_is_not_used(tmp_path):
     file = find_adapter(run(tmp_path / "run", steps=1))
     whole = file.read_bytes()
