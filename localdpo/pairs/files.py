@@ -202,8 +202,8 @@ def _block_faults(path, number, settings):
     faults, ids = [], [entry["id"] for entry in block["entries"]]
     if stale(block, number, settings):
         return [], [Fault(facts.name, "is stale: it was made from other clips or settings")]
-    if not tensors.exists():
-        return ids, [Fault(tensors.name, "is missing")]
+    if not tensors.is_file():
+        return ids, [Fault(tensors.name, "is a folder, not a file" if tensors.exists() else "is missing")]
     for row, entry in enumerate(block["entries"]):
         try:
             parts = read_pair(tensors, row, entry)
