@@ -148,6 +148,22 @@ def tokens(tmp_path):
 
 
 @pytest.fixture
+def fakes(monkeypatch):
+    "The scorers of `scorers` can be asked for by name."
+    import scorers
+
+    scorers.register(monkeypatch)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    "Four grey videos, and prompts for them."
+    import scorers
+
+    return scorers.four(tmp_path)
+
+
+@pytest.fixture
 def terminal():
     "Both ends of a terminal of 80 columns: what we read, and what a process writes to."
     ours, theirs = pty.openpty()
