@@ -368,7 +368,7 @@ def test_a_block_that_is_missing_is_named_and_training_waits_for_it(store, backb
     for file in store.glob("block-00001.*"):
         file.unlink()
     assert faults(store) == ["block-00001: is missing"]
-    with pytest.raises(Refused, match="not finished: 1 block missing"):
+    with pytest.raises(Refused, match="not finished: 1 block of 3 missing"):
         pairs.PairStore(store).check(backbone)
 
 
@@ -457,7 +457,7 @@ def test_a_store_that_is_renewed_in_part_is_not_complete(backbone, clips, store)
     changed = [clip._replace(prompt=PROMPT) for clip in clips]
     assert build(backbone, changed, store, CONFIG, worker=(0, 2), renew=True) is None
     assert faults(store) == ["block-00001.json: is stale: it was made from other clips or settings"]
-    with pytest.raises(Refused, match="not finished: 1 block missing or stale"):
+    with pytest.raises(Refused, match="not finished: 1 block of 3 missing or stale"):
         pairs.PairStore(store).check(backbone)
 
 
