@@ -105,31 +105,34 @@ def _parameter(statement, lines, where):
     return parameter
 
 # %% ../../nbs/80_engine/05_rerun.ipynb #8d55dbca
-def parameters(notebook):
-    "The parameters of `notebook`, name -> Parameter; refused when the notebook leaves any doubt."
+def _cell(notebook):
+    "The source of the one cell of `notebook` that is tagged `parameters`."
     cells = [c for c in _read(notebook).cells if c.cell_type == "code"]
     tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise Refused(
-            notebook,
-            f"has {len(tagged)} code cells tagged `parameters`, exactly one is needed",
-            "set or remove the tag in JupyterLab's property inspector",
-        )
+        why = f"has {len(tagged)} code cells tagged `parameters`, exactly one is needed"
+        raise Refused(notebook, why, "set or remove the tag in JupyterLab's property inspector")
     for cell in cells:
         if found := re.search(r"^\s*#\s*\|.*$|^.*\bnbdev_export\(.*$", cell.source, re.M):
             why = f"`{found[0].strip()}` means nothing to papermill: the cell would run"
-            raise Refused(
-                notebook, why, "a notebook that is rerun holds no nbdev directives; remove the line or the cell"
-            )
-    lines = tagged[0].source.splitlines()
+            then = "a notebook that is rerun holds no nbdev directives; remove the line or the cell"
+            raise Refused(notebook, why, then)
+    return tagged[0].source
+
+
+def parameters(notebook):
+    "The parameters of `notebook`, name -> Parameter; refused when the notebook leaves any doubt."
+    source = _cell(notebook)
     try:
-        body = ast.parse(tagged[0].source).body
+        body = ast.parse(source).body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         why = f"its parameters cell is not Python that can be read ({str(error) or type(error).__name__})"
         raise Refused(notebook, why, "mend the cell") from None
-    body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     found = {}
-    for parameter in (_parameter(statement, lines, notebook) for statement in body):
+    for statement in body:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue  # a text that says what the parameters are for
+        parameter = _parameter(statement, source.splitlines(), notebook)
         if parameter.name in found:
             raise Refused(notebook, f"declares `{parameter.name}` twice", "keep one of the two")
         found[parameter.name] = parameter
