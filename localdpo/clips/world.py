@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'COLOURS', 'TEXTURES', 'MOTIONS', 'CAMERAS', 'SPLITS', 'DETAILS', 'GROUNDS', 'ROOM', 'Spec', 'specs',
-           'held_out', 'split_of', 'prompt', 'meant', 'Path', 'path', 'Clip', 'render']
+           'held_out', 'split_of', 'prompt', 'meant', 'tone', 'paints', 'distances', 'shares', 'Clip', 'draw', 'render']
 
 # %% ../../nbs/10_clips/01_world.ipynb #d9fe5d55
 import functools
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .motion import Path, accidents, path, view
 from ..ground.errors import Refused
 from ..ground.noise import generator
 
@@ -116,46 +117,6 @@ def meant(prompt):
     "The spec that a prompt describes, short or long; None if it is not a sentence of the sprite world."
     return _sentences().get(_plain(prompt))
 
-# %% ../../nbs/10_clips/01_world.ipynb #6e4d8486
-class Path(NamedTuple):
-    "Centre `x`, `y`, radius and angle of the sprite in the world, and shift and zoom of the camera, for each frame."
-
-    x: np.ndarray
-    y: np.ndarray
-    radius: np.ndarray
-    angle: np.ndarray
-    shift: np.ndarray
-    zoom: np.ndarray
-
-
-def path(spec, frames, rng):
-    "How sprite and camera of `spec` move, in frame heights and radians."
-    t = np.linspace(0, 1, frames)
-    still, way = np.zeros(frames), t - 0.5
-    radius, speed, tilt = rng.uniform(0.32, 0.38), rng.uniform(0.32, 0.46), rng.uniform(-0.2, 0.2)
-    x, y, phase = (
-        0.5 + rng.uniform(-0.08, 0.08) + still,
-        0.5 + rng.uniform(-0.08, 0.08) + still,
-        rng.uniform(0, 2 * np.pi),
-    )
-    size, angle = radius + still, tilt + still
-    match spec.motion:
-        case "left" | "right":
-            x = x + speed * way * (1 if spec.motion == "right" else -1)
-        case "up" | "down":
-            y = y + speed * way * (1 if spec.motion == "down" else -1)
-        case "spin":
-            angle = tilt + 2 * np.pi * rng.uniform(0.5, 0.75) * t
-        case "bounce":
-            y = y + 0.12 - rng.uniform(0.26, 0.34) * np.abs(np.sin(2 * np.pi * t + phase))
-        case "orbit":
-            x, y = x + 0.15 * np.cos(2 * np.pi * t + phase), y + 0.15 * np.sin(2 * np.pi * t + phase)
-        case "grow":
-            size = radius * np.linspace(0.65, 1.2, frames)
-    shift = -rng.uniform(0.2, 0.3) * way if spec.camera == "pan" else still
-    zoom = np.linspace(1, rng.uniform(1.25, 1.4), frames) if spec.camera == "zoom" else 1 + still
-    return Path(x, y, size, angle, shift, zoom)
-
 # %% ../../nbs/10_clips/01_world.ipynb #1e5320ff
 def _length(x, y):
     return np.sqrt(x * x + y * y)  # several times faster than np.hypot, which guards against overflow
@@ -195,9 +156,8 @@ def _spokes(x, y, shape):
     return np.minimum(rho - 0.25, np.maximum(across - 0.075, rho - 0.9)), rho - 0.12
 
 # %% ../../nbs/10_clips/01_world.ipynb #0d7ca567
-def _ground(texture, u, v, rng):
+def tone(texture, u, v, pitch, a, b):
     "How much of the second tone of the background shows at world coordinates `u`, `v`: 0 to 1."
-    pitch, a, b = rng.uniform(0.22, 0.28), *rng.uniform(0, 1, 2)
     match texture:
         case "striped":
             return 0.5 + 0.5 * np.clip(4 * np.sin(2 * np.pi * ((u + v) / pitch / 1.4 + a)), -1, 1)
@@ -206,9 +166,34 @@ def _ground(texture, u, v, rng):
         case "dotted":
             du, dv = (u / pitch + a) % 1 - 0.5, (v / pitch + b) % 1 - 0.5
             return np.clip((0.27 - _length(du, dv)) * 12, 0, 1)
-    return np.zeros(np.broadcast(u, v).shape)
+    return np.zeros(np.broadcast(u, v).shape, u.dtype)
 
-# %% ../../nbs/10_clips/01_world.ipynb #ef814bd0
+# %% ../../nbs/10_clips/01_world.ipynb #2fb675cc
+def paints(spec):
+    "The colours of light, face, fill and outline, and the two tones of the ground, `[3,6]`."
+    tint, ground = np.array(COLOURS[spec.colour], float), np.array(COLOURS[spec.ground], float)
+    return np.stack([np.full(3, 250.0), tint * 0.15, tint, tint * 0.22, ground * 0.5, ground * 0.82], 1)
+
+
+def distances(shape, x, y):
+    "Distance to the edge of the sprite, to its face and to the light in it, in sprite radii; negative inside."
+    edge = _edge(shape, x, y)
+    dark, light = (_spokes if shape == "wheel" else _face)(x, y, shape)
+    return edge, np.maximum(dark, edge), np.maximum(light, edge)
+
+
+def shares(shape, x, y, sharp):
+    "How much of light, face, fill and outline each pixel shows, and in the last two rows what is left for the ground."
+    edge, dark, light = distances(shape, x, y)
+    # one number a paint is less work than three colours
+    every, left = np.empty((6, *edge.shape), edge.dtype), 1.0
+    for share, distance in zip(every, (light, dark, edge + 0.17, edge), strict=False):
+        share[:] = left * np.clip(0.5 - distance * sharp, 0, 1)
+        left = left - share  # so the outline is what the fill leaves of the shape
+    every[4:] = left
+    return every
+
+# %% ../../nbs/10_clips/01_world.ipynb #7d2a6e61
 class Clip(NamedTuple):
     "Frames `[T,H,W,3]` of bytes, the sprite's mask `[T,H,W]`, the flow to the next frame `[T-1,H,W,2]` in pixels (x, y)."
 
@@ -217,50 +202,34 @@ class Clip(NamedTuple):
     flow: np.ndarray
 
 
+def draw(spec, chance, frames=9, size=32):
+    "The clip of `spec` with the accidents `chance`."
+    way = path(spec, frames, chance)
+    seen = view(way, size)
+    every = shares(spec.shape, seen.x, seen.y, seen.sharp)
+    every[4] *= tone(spec.texture, seen.u, seen.v, chance["pitch"], chance["a"], chance["b"])
+    every[5] -= every[4]
+    picture = (paints(spec) @ every.reshape(6, -1)).round().astype(np.uint8)
+    picture = np.ascontiguousarray(picture.reshape(3, frames, size, size).transpose(1, 2, 3, 0))
+    mask = _edge(spec.shape, seen.x, seen.y) < 0
+    return Clip(picture, mask, _flow(way, seen, mask))
+
+
 def render(spec, seed=0, frames=9, size=32):
     "Draw the clip of `spec` with the accidents of `seed`: the same bytes for the same arguments."
     rng = generator(seed=seed, id="/".join(vars(spec).values()), purpose="render")
-    way = Path(*(row[:, None, None] for row in path(spec, frames, rng)))
-    pixel = (np.arange(size) + 0.5) / size
-    v, u = pixel[:, None], pixel[None, :]
-    world_x, world_y = (u - 0.5) / way.zoom + 0.5 - way.shift, (v - 0.5) / way.zoom + 0.5
-    dx, dy, cos, sin = world_x - way.x, world_y - way.y, np.cos(way.angle), np.sin(way.angle)
-    x, y = (cos * dx + sin * dy) / way.radius, (cos * dy - sin * dx) / way.radius
-    sharp = size * way.radius * way.zoom  # pixels in a sprite radius
-
-    tint, ground = np.array(COLOURS[spec.colour], float), np.array(COLOURS[spec.ground], float)
-    edge = _edge(spec.shape, x, y)
-    dark, light = (_spokes if spec.shape == "wheel" else _face)(x, y, spec.shape)
-    layers = [  # from front to back: how far inside each point is, and the paint
-        (np.maximum(light, edge), np.full(3, 250.0)),
-        (np.maximum(dark, edge), tint * 0.15),
-        (edge + 0.17, tint),
-        (edge, tint * 0.22),  # the outline is what the fill leaves of this
-    ]
-    # how much of each paint a pixel shows: one number a paint is less work than three colours
-    shares, left = np.empty((len(layers) + 2, frames, size, size)), 1.0
-    for share, (distance, _) in zip(shares, layers, strict=False):
-        share[:] = left * np.clip(0.5 - distance * sharp, 0, 1)
-        left = left - share
-    shares[-2] = left * _ground(spec.texture, world_x, world_y, rng)
-    shares[-1] = left - shares[-2]
-    paints = np.stack([*(paint for _, paint in layers), ground * 0.5, ground * 0.82], 1)
-    picture = (paints @ shares.reshape(len(shares), -1)).round().astype(np.uint8)
-    picture = np.ascontiguousarray(picture.reshape(3, frames, size, size).transpose(1, 2, 3, 0))
-    mask = edge < 0
-    return Clip(picture, mask, _flow(way, x, y, world_x, world_y, u, v, mask) * size)
+    return draw(spec, accidents(spec, rng), frames, size)
 
 # %% ../../nbs/10_clips/01_world.ipynb #695146d4
-def _flow(way, x, y, world_x, world_y, u, v, mask):
-    "Where each point of a frame is in the next, less where it is now."
-    now, then = slice(None, -1), slice(1, None)
-    cos, sin = np.cos(way.angle[then]), np.sin(way.angle[then])
-    carried_x = way.x[then] + way.radius[then] * (cos * x[now] - sin * y[now])
-    carried_y = way.y[then] + way.radius[then] * (sin * x[now] + cos * y[now])
-    next_x = np.where(mask[now], carried_x, world_x[now])
-    next_y = np.where(mask[now], carried_y, world_y[now])
-    seen_x = (next_x - 0.5 + way.shift[then]) * way.zoom[then] + 0.5
-    seen_y = (next_y - 0.5) * way.zoom[then] + 0.5
-    flow = np.empty((*seen_x.shape, 2), np.float32)
-    flow[..., 0], flow[..., 1] = seen_x - u, seen_y - v
-    return flow
+def _flow(way, seen, mask):
+    "Where each pixel of a frame is in the next, less where it is now, in pixels."
+    size, then = mask.shape[-1], Path(*(row[1:, None, None] for row in way))
+    u, v, x, y = (np.broadcast_to(part, mask.shape)[:-1] for part in seen[:4])
+    cos, sin = np.cos(then.angle), np.sin(then.angle)
+    next_u = np.where(mask[:-1], then.x + then.radius * (cos * x - sin * y), u)
+    next_v = np.where(mask[:-1], then.y + then.radius * (sin * x + cos * y), v)
+    pixel = (np.arange(size) + 0.5) / size
+    flow = np.empty((*next_u.shape, 2), np.float32)
+    flow[..., 0] = (next_u - 0.5 + then.shift) * then.zoom + 0.5 - pixel[None, :]
+    flow[..., 1] = (next_v - 0.5) * then.zoom + 0.5 - pixel[:, None]
+    return flow * size

@@ -75,6 +75,7 @@ class Scorer(_Announced):
 SCORERS = {
     "measures": "localdpo.scoring.measures:Measures",
     "attributes": "localdpo.scoring.measures:Attributes",
+    "nearest_real": "localdpo.scoring.nearest_real:NearestReal",
     "hpsv2.0": "localdpo.scoring.learned.clip:HPSv20",
     "hpsv2.1": "localdpo.scoring.learned.clip:HPSv21",
     "pickscore": "localdpo.scoring.learned.clip:PickScore",

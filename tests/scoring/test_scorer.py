@@ -69,7 +69,7 @@ def test_what_is_no_video_is_refused(frames):
 
 
 def test_every_scorer_in_the_package_announces_what_it_returns():
-    for name in ("measures", "attributes"):
+    for name in ("measures", "attributes", "nearest_real"):
         scorer, clip = get_scorer(name), ITEMS[0].clip().frames
         scores, problems, _ = score_video(scorer, clip, ITEMS[0].prompt(), 8)
         assert tuple(scores) == scorer.columns and not problems and not scorer.weights()
