@@ -68,22 +68,16 @@ def _read(notebook):
     except FileNotFoundError:
         raise Refused(notebook, "does not exist", "check the path; notebooks live in nbs/") from None
     except Exception as error:  # nbformat raises many kinds for a file of another form
-        raise Refused(
-            notebook,
-            f"is not a readable notebook ({type(error).__name__})",
-            "open it in JupyterLab or restore it from git",
-        ) from error
+        why = f"is not a readable notebook ({type(error).__name__})"
+        raise Refused(notebook, why, "open it in JupyterLab or restore it from git") from error
 
 # %% ../../nbs/80_engine/05_rerun.ipynb #d34380fb
 def _parameter(statement, lines, where):
     "One statement of the parameters cell as a Parameter."
     source = ast.unparse(statement)
     if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value):
-        raise Refused(
-            where,
-            f"`{source}` declares no typed parameter",
-            "write `name: type = literal`, one to a line; derive values in a later cell",
-        )
+        then = "write `name: type = literal`, one to a line; derive values in a later cell"
+        raise Refused(where, f"`{source}` declares no typed parameter", then)
     try:
         default = ast.literal_eval(statement.value)
     except (ValueError, MemoryError, RecursionError):
@@ -96,12 +90,8 @@ def _parameter(statement, lines, where):
     except ValidationError:
         raise Refused(where, f"the default of `{source}` is not of its own type", "correct one of the two") from None
     except Exception:
-        known = ", ".join(TYPES)
-        raise Refused(
-            where,
-            f"`{parameter.declared[:80]}` is not a type that a parameter can have",
-            f"use {known}, list[...], or `... | None`",
-        ) from None
+        why = f"`{parameter.declared[:80]}` is not a type that a parameter can have"
+        raise Refused(where, why, f"use {', '.join(TYPES)}, list[...], or `... | None`") from None
     return parameter
 
 # %% ../../nbs/80_engine/05_rerun.ipynb #8d55dbca
