@@ -97,7 +97,7 @@ def asked(args):
 # %% ../../nbs/95_cli/06_sample.ipynb #cb2f7295
 def _check_named(args):
     "Refuse a command line that does not say what to show, or says it twice."
-    if args.prompts is None and args.prompt is None:
+    if not args.prompts and args.prompt is None:
         raise Refused("sample", "needs prompts", 'name a file of prompts after the model, or give --prompt "TEXT"')
     if args.prompts is not None and args.prompt is not None:
         raise Refused(f"{args.prompts} and --prompt", "name the prompts twice", "leave one of the two out")

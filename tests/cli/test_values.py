@@ -76,6 +76,7 @@ def home(tmp_path_factory):
         (["sample", TINY, "no.jsonl", "--out", "out"], "no.jsonl: does not exist\n  -> check the path"),
         (["sample", TINY, "no.txt", "--out", "out"], "no.txt: does not exist\n  -> check the path"),
         (["sample", TINY, "--out", "out"], "sample: needs prompts\n  -> name a file of prompts after the model"),
+        (["sample", TINY, "", "--out", "out"], "sample: needs prompts\n  -> name a file of prompts after the model"),
         (["sample", TINY, "--out", "out", "--prompt", " "], '--prompt "": is empty\n  -> say in a few words'),
         (["score"], "score: needs videos\n  -> name a folder of videos"),
         (["rerun"], "rerun: needs NOTEBOOK"),
