@@ -83,6 +83,8 @@ def export(source, form, out, model=None, alpha=None):
     source, out = find_adapter(source), Path(out)
     if out.is_file() and form == "diffusers" and out.suffix != ".safetensors":
         raise Refused(out, "is a file", "name a folder, or a file that ends in .safetensors")
+    if form == "diffusers" and (out / "run.json").exists():
+        raise Refused(out, "is the folder of a run, which has an adapter of its own", "choose another folder")
     if form == "comfyui" and out.is_dir():
         raise Refused(out, "is a folder", "name a file in it that ends in .safetensors")
     if form == "diffusers" and out.suffix != ".safetensors":

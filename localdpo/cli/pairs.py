@@ -86,6 +86,7 @@ def _of_store(found):
 
 def _build(args):
     clips, worker = _clips(args), words.worker(args.worker)
+    pairs.check_place(args.store)
     config = PairConfig(**fields.settings(args, PairConfig, _of_store))
     from localdpo import backbones, masks
 

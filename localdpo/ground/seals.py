@@ -27,6 +27,9 @@ def unsealed(path):
             return value
     except FileNotFoundError:
         raise Refused(path, "is missing", REPAIR) from None
+    except IsADirectoryError:
+        why, then = "is a folder where a file should be", "move it away, and give the same command again"
+        raise Refused(path, why, then) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass  # whatever a damaged file may lead to
     raise Refused(path, "is damaged: it is not what was written", REPAIR)

@@ -143,7 +143,10 @@ def write(path, rows):
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     except (TypeError, ValueError) as error:
         raise Refused(path, f"cannot hold these entries ({error})", "use plain texts and numbers") from error
-    paths.write_text(path, "".join(lines))
+    text, path = "".join(lines), Path(path)
+    if path.is_file() and path.read_bytes() != text.encode():
+        raise Refused(path, "is there already, and holds something else", "choose another name, or remove it")
+    paths.write_text(path, text)
 
 
 def check_suffix(path):

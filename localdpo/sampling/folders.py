@@ -118,6 +118,9 @@ def _rows(path, form):
                 path, f"cannot be read ({error.strerror})", "name a file of text that you may read"
             ) from error
         lines = [(i, line.partition("\t")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if lines and not any(tab for _, (_, tab, _) in lines):
+            then = "write the name of a video, a tab and its prompt in each line, or name a .csv with video and prompt"
+            raise Refused(path, "has no tab in any line", then)
         return [(f"{path.name} line {i}", name.strip(), prompt.strip(), "as given") for i, (name, _, prompt) in lines]
     rows = caption_rows(path)
     for place, row in rows:

@@ -23,7 +23,8 @@ def find_adapter(path):
     if not path.is_dir():
         _check_sums(path.parent, path)
         return path
-    for folder in (path, path / "adapter"):
+    folders = (path, path / "adapter")
+    for folder in folders[::-1] if (path / "run.json").exists() else folders:
         if (file := folder / adapters.FILE).exists():
             _check_sums(folder, file)
             return file

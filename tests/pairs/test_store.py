@@ -863,3 +863,13 @@ def test_a_reader_of_the_output_that_has_enough_is_no_error(store):
     command = f"{sys.executable} -m localdpo.cli pairs show {store} | head -c 1; echo ${{PIPESTATUS[0]}}"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
     assert run.stdout.split()[-1][-1] == "0" and "Traceback" not in run.stderr and "Broken" not in run.stderr
+
+
+@pytest.mark.parametrize("name", ["", "file", "videos"])
+def test_a_place_that_cannot_be_a_store_is_refused_before_a_model_is_loaded(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch(), (tmp_path / "videos").mkdir(), (tmp_path / "videos/a.mp4").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["pairs", "build", name, "--model", "no-such-model", "--world", "curated:1"]) == 2
+    reasons = {"": "has no name", "file": "file: is a file", "videos": "is not a store of pairs: it holds a.mp4"}
+    assert reasons[name] in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before

@@ -706,3 +706,13 @@ def test_the_command_refuses_in_words(capsys, words, said):
 def test_help_is_light():
     answer = said("without_torch.py", "help", "prompts")
     assert "sprite-quality, sprite-motion, vbench, videojam" in answer and "Example: localdpo prompts" in answer
+
+
+def test_a_file_of_other_prompts_is_not_written_over(tmp_path):
+    file = tmp_path / "own.jsonl"
+    suites.write(file, [dict(id="a", prompt="one")])
+    suites.write(file, [dict(id="a", prompt="one")])  # the same again is no loss
+    before = file.read_bytes()
+    with pytest.raises(Refused, match="own.jsonl: is there already, and holds something else"):
+        suites.write(file, [dict(id="b", prompt="two")])
+    assert file.read_bytes() == before

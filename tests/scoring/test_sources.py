@@ -152,6 +152,7 @@ def test_prompts_that_contradict_each_other_or_lack_a_video_are_named(clips):
         ("p.csv", 'video,prompt\n1,"x"y\n', "row 1: has a quote that is not closed, or text beside a quoted cell"),
         ("p.doc", "1", "in no form"),
         ("p.txt", None, "does not exist"),
+        ("p.txt", "one prompt\nanother\n", "has no tab in any line"),
         ("p.parquet", "PAR1", "pyarrow|is not a parquet"),
     ],
 )

@@ -12,9 +12,26 @@ from conftest import random_model
 from test_loop import Pairs
 
 from localdpo import methods
+from localdpo.backbones import adapters
 from localdpo.cli.export import export
 from localdpo.ground.errors import Refused
 from localdpo.training import TrainConfig, checkpoints, opening, train
+from localdpo.training.runs import find_adapter
+
+
+def listing(folder):
+    "The names in `folder`; None where it is not there, or was replaced by another while it was read."
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        names = frozenset(os.listdir(handle))
+        return names if os.path.samestat(os.fstat(handle), os.stat(folder)) else None
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(handle)
 
 
 def look(folder, needed, stop, seen):
@@ -22,13 +39,10 @@ def look(folder, needed, stop, seen):
     odd, found = set(), 0
     while not stop.is_set():
         for _ in range(200):
-            try:
-                names = frozenset(os.listdir(folder))
-            except FileNotFoundError:
-                continue
-            found += 1
-            if not needed <= names:
-                odd.add(names)
+            if (names := listing(folder)) is not None:
+                found += 1
+                if not needed <= names:
+                    odd.add(names)
     seen.put((odd, found))
 
 
@@ -99,3 +113,11 @@ def test_what_a_killed_run_left_beside_the_adapter_is_removed(tmp_path):
     torch.manual_seed(0)
     folder = tuned(tmp_path / "run", 1)
     assert not [path.name for path in folder.iterdir() if path.name.startswith((".growing", ".old"))]
+
+
+def test_a_run_has_its_own_adapter_whatever_lies_beside_it(tmp_path):
+    run = tuned(tmp_path / "run", 1)
+    with pytest.raises(Refused, match="is the folder of a run, which has an adapter of its own"):
+        export(run, "diffusers", run)
+    (run / adapters.FILE).write_bytes((run / "adapter" / adapters.FILE).read_bytes())
+    assert find_adapter(run) == run / "adapter" / adapters.FILE
