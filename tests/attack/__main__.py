@@ -1,6 +1,6 @@
 """The attacks: kills, damages and bad input, as many as there are; stopped, the same command goes on where it was.
 
-python tests/attack [--out FOLDER] [--only kill|damage|input] [--part I/N] [--list]
+python tests/attack [--out FOLDER] [--only kill|damage|input] [--part I/N] [--at-once N] [--publish]
 """
 
 import argparse
@@ -17,6 +17,8 @@ import warm  # noqa: E402
 from attack import damages, inputs, kills  # noqa: E402
 from attack.house import House  # noqa: E402
 from attack.record import Attack, Record, known  # noqa: E402
+from localdpo.ground import paths  # noqa: E402
+from localdpo.ground.info import provenance  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +37,7 @@ def main():
     parser.add_argument("--only", default="", help="kill, damage or input, or the beginning of an id")
     parser.add_argument("--part", default="0/1", help="such as 0/4: a quarter of them")
     parser.add_argument("--at-once", type=int, default=2, help="how many at a time")
+    parser.add_argument("--publish", action="store_true", help="write the table that the documentation shows")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     house, record, began = House(args.out / "house"), Record(args.out / "attacks.jsonl"), time.monotonic()
@@ -55,6 +58,10 @@ def main():
     with ThreadPoolExecutor(args.at_once) as pool:
         list(pool.map(do, enumerate(todo)))
     (args.out / "attacks.md").write_text(record.markdown() + "\n")
+    if args.publish:
+        facts = {key: value for key, value in provenance().items() if key in ("commit", "date", "system")}
+        rows = [dict(zip(("attack", "on", "tried", "held", "tracebacks"), row, strict=True)) for row in record.table()]
+        paths.write_json(Path(__file__).with_name("held.json"), facts | dict(rows=rows))
     lost = {attack.id for attack in record.lost()}
     print(
         f"\n{record.markdown()}\n\n{len(todo)} attacks in {time.monotonic() - began:.0f} s; the journal is {record.file}"
