@@ -97,6 +97,7 @@ def test_pickled_weights_are_refused_by_name(model, part, decoy):
         backbones.load(model, "cpu")
 
 
+@pytest.mark.slow(12)
 def test_beside_safetensors_a_pickle_is_never_opened(model):
     pickles = [
         "transformer/diffusion_pytorch_model.bin",

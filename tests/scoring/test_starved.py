@@ -28,6 +28,7 @@ def rows(path):
         return {row["video"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow(7)
 def test_a_video_for_which_memory_was_short_is_scored_by_the_same_command(videos, tmp_path, monkeypatch, capsys):
     words = ["score", str(videos), "--device", "cpu", "--out", str(tmp_path / "scores.csv")]
     with monkeypatch.context() as short:
@@ -42,6 +43,7 @@ def test_a_video_for_which_memory_was_short_is_scored_by_the_same_command(videos
     assert rows(tmp_path / "scores.csv")["large.mp4"]["mse_next"] and "1 looked at now" in capsys.readouterr().out
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
 def test_a_step_whose_scorer_was_starved_is_not_done(videos, tmp_path, monkeypatch, error):
     usual = measures.Measures.pooled
