@@ -5,6 +5,7 @@ import fcntl
 import functools
 import importlib
 import json
+import os
 import pty
 import shutil
 import struct
@@ -21,6 +22,8 @@ import pytest
 from localdpo.ground import paths
 
 pytest_plugins = ["order"]
+# Before torch is loaded: results are compared bit for bit across processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 PROGRAMS = Path(__file__).parent / "programs"
