@@ -11,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ..backbones.identity import identity
+from ..ground import paths
 from ..ground.errors import Refused
 from ..ground.seals import REPAIR, changes, differences, sealed, tensor_sum, unsealed
 from ..ground.words import counted, few
@@ -67,9 +68,7 @@ def check_place(path):
         raise Refused("the store", "has no name", "name a folder for the pairs")
     if (path := Path(path)).exists() and not path.is_dir():
         raise Refused(path, "is a file", "choose a folder")
-    begun = (path / "store.json").exists() or any(path.glob("block-[0-9]*"))
-    if not begun and (strange := sorted({file.name for file in path.glob("[!.]*")} - {"bad_clips.csv"})):
-        raise Refused(path, f"is not a store of pairs: it holds {strange[0]}", "choose an empty folder, or a new one")
+    paths.check_ours(path, "a store of pairs", ["store.json", "block-[0-9]*"], beside=["bad_clips.csv"])
 
 
 def start(path, settings, renew=False):

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from importlib import import_module
 
 from ..ground import paths
@@ -210,13 +209,8 @@ def keep(out, rows, names, facts, others=None, whole=True):
 
 
 def _aside(path, why):
-    "Give the file another name."
-    old, i = beside(path, f"old{path.suffix}"), 1
-    while old.exists():
-        i += 1
-        old = beside(path, f"old-{i}{path.suffix}")
-    os.replace(path, old)
-    return f"{path}: {why}; it is kept as {old.name}"
+    "Give the file another name, and say why."
+    return f"{path}: {why}; it is kept as {paths.put_aside(path, 'old').name}"
 
 # %% ../../nbs/60_scoring/06_table.ipynb #1cee2056
 def _write(path, data):

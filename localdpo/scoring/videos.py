@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..ground.errors import Refused, Starved, patiently
-from ..ground.words import counted
+from ..ground.words import counted, few
 from ..ground.workers import Died, spread
 from ..media import video
 from . import table
@@ -58,7 +58,7 @@ AGAIN = "; the same command tries it again"
 
 
 def _why(refusal):
-    return refusal.why + AGAIN * isinstance(refusal, Starved)
+    return f"{refusal.why}{AGAIN}" if isinstance(refusal, Starved) else refusal.why
 
 
 def _short(error):
@@ -146,7 +146,7 @@ def run(cases, known, devices=(None,), batch=None):
             case, name = waiting[i], waiting[i].video.name
             if isinstance(answer, Died):
                 why = f"its process on {answer.device} died (exit code {answer.exitcode})"
-                troubles.faults[name] = why + AGAIN * answer.starved
+                troubles.faults[name] = f"{why}{AGAIN}" if answer.starved else why
             elif answer.fault:
                 troubles.faults[name] = answer.fault
             else:
@@ -264,8 +264,7 @@ def score_videos(videos, names, out, devices=(None,), batch=None, per_frame=None
 def _refuse_starved(names, out):
     "Say that work is left which the machine had no room for; all other is in the table `out`."
     if names:
-        some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
         was = "was" if len(names) == 1 else "were"
         why = f"{was} not scored for want of memory, threads or file handles; {out} has the others"
         then = "free some, or do less at once, and give the same command again: what was scored is kept"
-        raise Starved(f"{counted(len(names), 'video')} ({some})", why, then)
+        raise Starved(f"{counted(len(names), 'video')} ({few(names)})", why, then)

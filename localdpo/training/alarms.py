@@ -8,7 +8,6 @@ __all__ = ['LARGE', 'Alarm', 'Watch', 'Log', 'read', 'culprit']
 # %% ../../nbs/40_training/12_alarms.ipynb #452e9294
 import json
 import math
-import os
 import warnings
 from pathlib import Path
 
@@ -110,23 +109,17 @@ class Log:
 def _begun(file, start, copy):
     "The text of the first `start` steps, of the `copy` in a checkpoint; a `file` that says something else is put aside."
     found = file.read_bytes().decode(errors="replace") if file.exists() else ""
-    text = (
-        copy if copy is not None else "".join(json.dumps(line) + "\n" for line in read(file) if line["step"] <= start)
-    )
+    text = copy
+    if copy is None:  # by a checkpoint without one
+        text = "".join(json.dumps(line) + "\n" for line in read(file) if line["step"] <= start)
     if not (found.startswith(text) or text.startswith(found)):
-        aside = _free_name(file)
-        os.replace(file, aside)
+        aside = paths.put_aside(file, "damaged")
         have = {json.loads(line)["step"] for line in text.splitlines()}
         lost = f"; it has lost step {', '.join(map(str, gaps))}" if (gaps := [*{*range(1, start + 1)} - have]) else ""
         warnings.warn(
             f"{file} was damaged or changed: it is written anew, and kept as {aside.name}{lost}", stacklevel=2
         )
     return text
-
-
-def _free_name(file):
-    names = (file.with_name(f"{file.stem}.damaged{i}{file.suffix}") for i in ("", *(f"-{n}" for n in range(2, 10**6))))
-    return next(path for path in names if not path.exists())
 
 
 def read(file):

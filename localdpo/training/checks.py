@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import torch
 
 from .. import losses
+from ..ground import paths
 from ..ground.errors import Refused
 from ..ground.words import counted, few
 from .config import UNFINISHED
@@ -89,11 +90,7 @@ def check(backbone, pairs, recipe, config, world, folder, partial=False):
         why = f"cannot be cut into passes of {config.micro_batch} for {counted(world, 'process', 'es')}"
         raise Refused(f"batch {config.batch}", why, f"use a multiple of {config.micro_batch * world}")
     check_pairs(pairs, recipe, config, world)
-    strange = [file.name for file in folder.glob("[!.]*")] if folder.is_dir() else []
-    if strange and not any((folder / name).exists() for name in ("run.json", "checkpoints")):  # each tells whose it is
-        raise Refused(
-            folder, f"is not a folder of a run: it holds {strange[0]}", "choose an empty folder, or a new one"
-        )
+    paths.check_ours(folder, "a folder of a run", ["run.json", "checkpoints"])
     if folder.exists() and not folder.is_dir():
         raise Refused(folder, "is a file", "choose a folder")
     for name, kind in PARTS.items():

@@ -23,8 +23,8 @@ def find_adapter(path):
     if not path.is_dir():
         _check_sums(path.parent, path)
         return path
-    folders = (path, path / "adapter")
-    for folder in folders[::-1] if (path / "run.json").exists() else folders:
+    own = (path / "run.json").exists()  # what somebody put beside the files of a run is not its adapter
+    for folder in (path / "adapter", path) if own else (path, path / "adapter"):
         if (file := folder / adapters.FILE).exists():
             _check_sums(folder, file)
             return file

@@ -71,7 +71,7 @@ def test_a_failed_write_leaves_no_folder_that_was_not_there(tmp_path):
 
 def test_a_disk_that_runs_full_is_reported_under_the_final_name(tmp_path):
     (tmp_path / "table.csv").write_text("old")
-    answer = said("full_disk.py", cwd=tmp_path)
+    answer = said("small_files.py", cwd=tmp_path)
     assert "table.csv: cannot be written" in answer and "as it was before" in answer
     assert (tmp_path / "table.csv").read_text() == "old"
     assert os.listdir(tmp_path) == ["table.csv"]

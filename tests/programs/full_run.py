@@ -5,6 +5,7 @@ from pathlib import Path
 
 import test_loop
 import torch
+from filling import fill
 
 from localdpo.ground.errors import Refused
 
@@ -12,19 +13,9 @@ torch.set_num_threads(1)
 home, at = Path(sys.argv[1]), int(sys.argv[2])
 
 
-def fill():
-    "Take all the space that is left."
-    with open(home / "films of somebody else", "wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            pass
-
-
 def full(read):
     if read == 2 * at + 2:  # while the pairs of the step after step `at` are read
-        fill()
+        fill(home)
 
 
 try:

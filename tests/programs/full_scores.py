@@ -4,18 +4,15 @@ import shutil
 import sys
 from pathlib import Path
 
+from filling import fill
+
 from localdpo.cli import main as cli
 
 home, videos = Path(sys.argv[1]), sys.argv[2]
 words = ["score", videos, "--out", str(home / "scores.csv"), "--device", "cpu"]
-with open(home / "films of somebody else", "wb", buffering=0) as file:
-    try:
-        while file.write(bytes(4096)):
-            pass
-    except OSError:
-        pass
+taken = fill(home)
 print("status", cli.main(words), file=sys.stderr)
-(home / "films of somebody else").unlink()
+taken.unlink()
 print("status", cli.main(words), file=sys.stderr)
 sys.stderr.write((home / "scores.csv").read_text())
 shutil.rmtree(home, ignore_errors=True)

@@ -1,4 +1,4 @@
-"What the machine could not look at is no fault of the video, and is tried again."
+"Where the machine ran short of something, the video is not blamed, and the same command tries it again."
 
 import csv
 import errno
