@@ -78,8 +78,10 @@ def _keep(out, data):
 def export(source, form, out, model=None, alpha=None):
     "Write the adapter of a run, folder or file for the program `form`; returns the report of its keys."
     from localdpo.backbones import adapters
+    from localdpo.ground import paths
     from localdpo.training.runs import find_adapter
 
+    paths.check_folder(Path(out).parent)
     source, out = find_adapter(source), Path(out)
     if out.is_file() and form == "diffusers" and out.suffix != ".safetensors":
         raise Refused(out, "is a file", "name a folder, or a file that ends in .safetensors")

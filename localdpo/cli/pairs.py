@@ -112,6 +112,11 @@ def _verify(args):
     if faults := pairs.verify(args.store):
         print("\n".join(map(str, faults)))
         raise Failed(f"{words.counted(len(faults), 'fault')} in {args.store}\n  -> {REPAIR}")
+    if not len(store := pairs.PairStore(args.store)):
+        bad = list(_bad(store))
+        why = "holds no pairs: all its clips are bad" if bad else "holds no pairs yet"
+        then = "mend the clips or their captions, and give" if bad else "give"
+        raise Failed("\n".join([f"{args.store}: {why}", *bad, f"  -> {then} its `localdpo pairs build` again"]))
     print(f"{args.store}: no faults")
 
 # %% ../../nbs/95_cli/04_pairs.ipynb #8e248038
@@ -126,10 +131,15 @@ def _show(args):
             print(f"{name:<12}{min(values):.3f} to {max(values):.3f}, mean {np.mean(values):.3f}")
     print(f"prompts     {len({entry['prompt'] for entry in entries})} different")
     _say_cut(store)
+    print(*(f"bad         {line}\n" for line in _bad(store)), sep="", end="")
+    print(f"The latents were not read; `localdpo pairs verify {args.store}` looks at every byte.")
+
+
+def _bad(store):
+    "The clips that could not be used, a line for each reason."
     for why in sorted({fault.why for fault in store.bad}):
         names = [fault.name for fault in store.bad if fault.why == why]
-        print(f"bad         {len(names)} {why}: {words.few(names)}")
-    print(f"The latents were not read; `localdpo pairs verify {args.store}` looks at every byte.")
+        yield f"{words.counted(len(names), 'clip')} ({words.few(names)}): {why}"
 
 
 def main(args):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..backbones.captions import LONG_CAPTIONS
 from . import fields
 from .fields import setting
-from ..ground import words
+from ..ground import paths, words
 from ..ground.errors import Refused
 
 # %% ../../nbs/95_cli/06_sample.ipynb #e14b01bc
@@ -110,6 +110,7 @@ def main(args):
     _check_named(args)
     worker = words.worker(args.worker)
     config, adapter = asked(args)
+    paths.check_folder(args.out)
     from localdpo.sampling import videos
     from localdpo.training.runs import find_adapter
 

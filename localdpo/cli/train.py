@@ -16,6 +16,7 @@ from pathlib import Path
 import localdpo
 from .. import methods
 from . import fields
+from ..ground import paths
 from ..ground.errors import Refused
 from ..training.config import UNFINISHED, TrainConfig
 
@@ -125,6 +126,7 @@ def main(args):
 
 def _train(args):
     config, recipe = asked(args)
+    paths.check_folder(config.out)
     from localdpo.pairs.store import PairStore
 
     store = PairStore(args.pairs)

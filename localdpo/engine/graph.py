@@ -162,6 +162,7 @@ def run(profile, folder=None, *, dry_run=False, **options):
     "Bring the results of `profile` up to date; returns Snakemake's exit status."
     path = profile_path(profile)
     folder = Path(folder or paths.reports(path.stem)).resolve()
+    paths.check_folder(folder)
     words = arguments(profile, folder, dry_run=dry_run, **options)
     with _cache(), leases.environment(LOCALDPO_PROFILE=str(path), LOCALDPO_ROOT=str(paths.root())):
         rules(options.get("snakefile") or snakefile_of(path), load_profile(path), folder)

@@ -268,6 +268,7 @@ def run(notebook, out, values=None, *, cell_timeout=None):
     values = check(notebook, values or {})
     if out.suffix != ".ipynb" or out.resolve() == notebook.resolve():
         raise Refused(out, "cannot hold the executed copy", "name another file that ends in .ipynb")
+    paths.check_folder(out.parent)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are refusals here
     # papermill saves this one cell by cell: a glimpse of a run under way
     working = out.with_name(f".{out.stem}-running.ipynb")

@@ -41,6 +41,7 @@ def there(path):
     if path.is_dir() and ((path / "store.json").exists() or any(path.glob("block-[0-9]*"))):
         return path
     why = "no store of pairs was begun in it" if path.is_dir() else "there is no such folder"
+    why = "it is a file" if path.exists() and not path.is_dir() else why
     raise Refused(path, f"is not a store of pairs: {why}", "check the path; `localdpo pairs build` makes a store")
 
 # %% ../../nbs/30_pairs/06_files.ipynb #56eda851

@@ -66,8 +66,7 @@ def check_place(path):
     "Refuse a place where no store can be: a file, or the folder of something else."
     if not str(path):
         raise Refused("the store", "has no name", "name a folder for the pairs")
-    if (path := Path(path)).exists() and not path.is_dir():
-        raise Refused(path, "is a file", "choose a folder")
+    paths.check_folder(path := Path(path))
     paths.check_ours(path, "a store of pairs", ["store.json", "block-[0-9]*"], beside=["bad_clips.csv"])
 
 

@@ -152,6 +152,7 @@ def write(path, rows):
 def check_suffix(path):
     if Path(path).suffix != ".jsonl":
         raise Refused(path, "is not called .jsonl, as files of entries are", "give it that ending")
+    paths.check_folder(Path(path).parent)
 
 
 def _entry(place, row):

@@ -53,7 +53,7 @@ def _listed(folder, form, told):
     file = folder / "manifest.json"
     if not file.exists():
         if (folder / "settings.json").exists() and (folder / "records").is_dir():
-            then = "give its `localdpo sample` again, which ends it; or name single videos, with --prompts"
+            then = f"give its `localdpo sample ... --out {folder}` again, which ends it; or name single videos, with --prompts"
             raise Refused(folder, "is not finished: it has no manifest.json", then)
         return None
     try:

@@ -21,7 +21,7 @@ from ..prompts.files import Prompt as Prompt
 from ..prompts.files import as_prompts
 from ..prompts.files import read_prompts as read_prompts
 from .records import Job as Job
-from .records import begin, finish, jobs_of, keep, look, seen
+from .records import begin, finish, jobs_of, keep, look, reopen, seen
 from ..training.runs import find_adapter
 
 # %% ../../nbs/50_sampling/01_videos.ipynb #81b857a7
@@ -173,6 +173,7 @@ def _make(backbone, batches, there, out, key, settings):
     "Compute the batches, and keep the videos that are not there yet."
     from localdpo.ground.progress import progress
 
+    reopen(out)
     with progress(total=sum(map(len, batches)), description="videos", unit="video") as bar:
         for batch in batches:
             for job, frames in zip(batch, make_batch(backbone, batch, settings), strict=True):

@@ -140,6 +140,7 @@ def check_out(path, out=None):
     if path.suffix not in (".csv", ".parquet"):
         why = f"would be a table in the form {path.suffix or 'of no name'}, which is not written here"
         raise Refused(path, why, f"name it {path.stem}.csv or {path.stem}.parquet")
+    paths.check_folder(path.parent)
     for file in (path, *(beside(path, ending) for ending in BESIDE)):
         if file.is_dir():
             raise Refused(

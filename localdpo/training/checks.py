@@ -90,9 +90,8 @@ def check(backbone, pairs, recipe, config, world, folder, partial=False):
         why = f"cannot be cut into passes of {config.micro_batch} for {counted(world, 'process', 'es')}"
         raise Refused(f"batch {config.batch}", why, f"use a multiple of {config.micro_batch * world}")
     check_pairs(pairs, recipe, config, world)
+    paths.check_folder(folder)
     paths.check_ours(folder, "a folder of a run", ["run.json", "checkpoints"])
-    if folder.exists() and not folder.is_dir():
-        raise Refused(folder, "is a file", "choose a folder")
     for name, kind in PARTS.items():
         if (folder / name).exists() and (folder / name).is_dir() != (kind == "folder"):
             other = "file" if kind == "folder" else "folder"

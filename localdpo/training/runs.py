@@ -28,10 +28,16 @@ def find_adapter(path):
         if (file := folder / adapters.FILE).exists():
             _check_sums(folder, file)
             return file
-    if (path / "checkpoints").is_dir() and (newest := checkpoints.latest(path / "checkpoints")):
+    newest, damaged = checkpoints.newest(path / "checkpoints")
+    faults = [f"{Path(refusal.what).name} {refusal.why}" for refusal in damaged]
+    if newest:
         state = "has lost its adapter" if _ended(path, newest) else "is not finished"
-        print(f"{path} {state}; its newest checkpoint is used: {newest.name}", flush=True)
+        which = "newest whole" if damaged else "newest"
+        print(*faults, f"{path} {state}; its {which} checkpoint is used: {newest.name}", sep="\n", flush=True)
         return newest / adapters.FILE
+    if damaged:
+        then = "give its `localdpo train` again, which begins anew, or name another run"
+        raise Refused(path, f"has no whole checkpoint: {'; '.join(faults)}", then)
     why = "is a run without a checkpoint" if (path / "run.json").exists() else f"holds no adapter ({adapters.FILE})"
     raise Refused(path, why, "name a run that has been trained, a folder with an adapter, or its file")
 

@@ -95,6 +95,37 @@ def test_a_value_that_cannot_work_is_refused_at_once(home, monkeypatch, capsys, 
     assert f"localdpo: {said}" in capsys.readouterr().err and [path.name for path in home.iterdir()] == ["st"]
 
 
+NONE = "no-such-model"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"sample {NONE} --prompt disc --out note",
+        f"sample {NONE} --prompt disc --out note/x",
+        f"pairs build note --model {NONE} --world curated:2",
+        f"pairs build note/x/y --model {NONE} --world curated:2",
+        f"train {NONE} st --out note",
+        f"train {NONE} st --out note/x",
+        "score a.mp4 --out note/x.csv",
+        "score a.mp4 --out x.csv --per-frame note/x.csv",
+        "prompts sprite-motion --count 1 --out note/x.jsonl",
+        "export no-such-run --format diffusers --out note/x",
+        "export no-such-run --format comfyui --out note/x.safetensors",
+        "rerun nb.ipynb note/x.ipynb",
+        "paper --profile tour --out note",
+        "paper --profile tour --out note/x --dry-run",
+    ],
+)
+def test_a_file_where_a_folder_belongs_is_named_before_any_work(home, notebook, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "st").symlink_to(home / "st"), (tmp_path / "note").touch(), (tmp_path / "a.mp4").touch()
+    notebook("seed: int = 1", name="nb.ipynb")
+    before = sorted(tmp_path.iterdir())
+    assert cli.main(words.split()) == 2
+    assert "note: is a file\n  -> choose a folder" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
+
+
 def test_a_negative_seed_is_a_seed_of_its_own(home, tmp_path):
     found = {}
     for seed in ("-3", "3"):

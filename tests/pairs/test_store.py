@@ -580,6 +580,15 @@ def test_a_reader_that_breaks_or_a_model_that_gives_nan_costs_one_clip(backbone,
     ]
 
 
+def test_a_store_of_bad_clips_alone_says_that_it_has_no_pairs_and_which_clips_are_bad(
+    backbone, clips, tmp_path, capsys
+):
+    build(backbone, [clips[0]._replace(fault="has no caption")], tmp_path / "st", CONFIG)
+    assert cli.main(["pairs", "verify", str(tmp_path / "st")]) == 1
+    said = capsys.readouterr().err
+    assert f"st: holds no pairs: all its clips are bad\n1 clip ({clips[0].id}): has no caption\n  -> mend" in said
+
+
 @pytest.mark.parametrize("quote", ['"', ""])
 def test_csv_captions_are_read_row_by_row(folder, quote):
     text = f"path,text\ngood.mp4,{quote}{PROMPT}{quote}\nsmall.mp4,a caf\xe9\n"
@@ -674,7 +683,11 @@ def test_the_command_builds_shows_and_verifies(backbone, folder, capsys):
     assert "3 pairs, 12 bad clips (see bad_clips.csv)" in capsys.readouterr().out
     assert not cli.main(["pairs", "show", str(folder / "store")])
     said = capsys.readouterr().out
-    assert "noise_alpha 0." in said and "mask area" in said and "2 has no caption" in said
+    assert (
+        "noise_alpha 0." in said
+        and "mask area" in said
+        and "bad         2 clips (empty caption.mp4, silent.mp4): has no caption" in said
+    )
     assert not cli.main(["pairs", "verify", str(folder / "store")]) and "no faults" in capsys.readouterr().out
     data = bytearray((folder / "store" / "block-00000.safetensors").read_bytes())
     data[-5] ^= 1
@@ -698,7 +711,9 @@ def test_one_fault_is_called_one_fault(store, capsys):
 @pytest.mark.parametrize("what", ["verify", "show"])
 def test_where_there_is_no_store_it_is_said(tmp_path, capsys, what):
     (tmp_path / "letters").mkdir()
-    for name, why in (("stoer", "there is no such folder"), ("letters", "no store of pairs was begun in it")):
+    (tmp_path / "note").touch()
+    reasons = dict(stoer="there is no such folder", letters="no store of pairs was begun in it", note="it is a file")
+    for name, why in reasons.items():
         assert cli.main(["pairs", what, str(tmp_path / name)]) == 2
         said = capsys.readouterr().err
         assert f"{name}: is not a store of pairs: {why}" in said and "check the path" in said

@@ -24,6 +24,7 @@ from localdpo.ground.seals import unsealed
 from localdpo.media import video
 from localdpo.prompts.files import Prompt
 from localdpo.sampling import records, videos
+from localdpo.sampling.folders import find_videos
 from localdpo.sampling.videos import as_prompts, read_prompts, sample
 from localdpo.training import checkpoints
 from localdpo.training.runs import find_adapter
@@ -203,6 +204,23 @@ def test_more_seeds_and_prompts_add_to_a_folder(tiny, tmp_path, made):
     assert contents(tmp_path / "at once") == contents(tmp_path / "out")
 
 
+def test_a_folder_whose_larger_sample_was_stopped_is_not_finished(tiny, tmp_path, monkeypatch):
+    first, whole, keep = sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW), contents(tmp_path / "out"), videos.keep
+
+    def stopped(out, job, *rest):
+        if job.id == "p2":
+            raise KeyboardInterrupt
+        keep(out, job, *rest)
+
+    monkeypatch.setattr(videos, "keep", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sample(tiny, PROMPTS[:3], tmp_path / "out", **FEW)
+    with pytest.raises(Refused, match=r"out: is not finished.*\n.*`localdpo sample ... --out .*out` again"):
+        find_videos([tmp_path / "out"])
+    assert sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW) == first
+    assert whole.items() <= contents(tmp_path / "out").items()
+
+
 def test_only_its_own_leftovers_are_swept(tiny, tmp_path):
     "A sampler with more prompts may be at work in the same folder."
     videos = tmp_path / "out" / "videos"
@@ -254,8 +272,11 @@ def test_another_prompt_under_the_same_id_is_refused(tiny, tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tiny, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    for out in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(Refused, match="is not a folder of videos: it holds thesis.tex"):
+    for out, why in {
+        tmp_path: "is not a folder of videos: it holds thesis.tex",
+        tmp_path / "thesis.tex": "is a file",
+    }.items():
+        with pytest.raises(Refused, match=why):
             sample(tiny, PROMPTS[:1], out, **FEW)
 
 
@@ -381,7 +402,7 @@ def test_a_size_that_cannot_fit_is_refused_before_memory_is_taken(tiny, tmp_path
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
-@pytest.mark.parametrize("name", ["videos/p0_seed0.mp4", "records/p0_seed0.json"])
+@pytest.mark.parametrize("name", ["videos/p0_seed0.mp4", "records/p0_seed0.json", "manifest.json"])
 def test_a_folder_in_a_files_place_is_named(tiny, tmp_path, name):
     (tmp_path / "out" / name).mkdir(parents=True)
     with pytest.raises(Refused, match=f"{name}: is a folder where a file belongs\n.*move it elsewhere"):
@@ -434,9 +455,16 @@ def test_of_a_run_that_is_not_done_the_newest_whole_checkpoint_is_used(run, tmp_
     assert find_adapter(tmp_path) == tmp_path / "checkpoints" / "step-000020" / adapters.FILE
     assert "is not finished; its newest checkpoint is used: step-000020" in capsys.readouterr().out
     flipped(tmp_path / "checkpoints" / "step-000020" / adapters.FILE)
-    with pytest.warns(UserWarning, match="damaged"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert find_adapter(tmp_path).parent.name == "step-000010"
+    assert f"step-000020 is damaged: {adapters.FILE} is not what was written\n" in capsys.readouterr().out
     assert find_adapter(tmp_path / "checkpoints" / "step-000010").parent.name == "step-000010"
+    flipped(tmp_path / "checkpoints" / "step-000010" / adapters.FILE)
+    with pytest.raises(Refused) as refusal:
+        find_adapter(tmp_path)
+    assert "step-000020 is damaged" in refusal.value.why and "step-000010 is damaged" in refusal.value.why
+    assert "give its `localdpo train` again" in refusal.value.then
     shutil.copytree(run / "adapter", tmp_path / "adapter")
     checkpoints.seal(tmp_path / "adapter")
     with warnings.catch_warnings():
