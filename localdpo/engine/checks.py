@@ -109,7 +109,7 @@ def check_sources(p, where, own_clips, suite_file):
     if p["suite_file"] and not (where.parent / p["suite_file"]).is_file():
         why = f"does not exist; {where.name} names it as its suite_file"
         raise Refused(where.parent / p["suite_file"], why, "paths start from the profile's folder")
-    entries = named(where, "suite", suites.suite, p["suite"], suite_file or None, p["prompts"])
+    entries = named(where, "suite", suites.suite, p["suite"], suite_file or None, p["prompts"], p["split"])
     named(where, "form", suites.as_prompts, entries, p["form"])
 
 

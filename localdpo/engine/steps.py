@@ -25,7 +25,9 @@ from ..scoring.scorer import SCORERS
 KINDS = dict(
     model=str, clips=str, pair_steps=int, methods=dict, steps=int, looks=int, batch=int, micro_batch=int, lr=float
 )
-KINDS |= dict(suite=str, suite_file=str, prompts=int, form=str, videos=int, sampler_steps=int, cfg_scale=float)
+KINDS |= dict(
+    suite=str, suite_file=str, split=str, prompts=int, form=str, videos=int, sampler_steps=int, cfg_scale=float
+)
 KINDS |= dict(scorers=list, columns=dict, seed=int)
 
 
@@ -165,7 +167,7 @@ class Steps(Trained):
 
     def sample(self, name):
         sizes = dict(count=self.p["prompts"], seeds=self.p["videos"], steps=self.p["sampler_steps"])
-        chosen = self.words("model suite form cfg_scale", file=self.suite_file, **sizes)
+        chosen = self.words("model suite split form cfg_scale", file=self.suite_file, **sizes)
         whose = dict(run=self.run(name), looks=self.looks) if name in self.methods else dict(looks=[0])
         return f"{chosen} {as_words(whose)}"
 
@@ -175,7 +177,7 @@ class Steps(Trained):
 
     @property
     def real(self):
-        return place("videos-real", self.p["suite"], self.p["prompts"], self.code("steps/real"))
+        return place("videos-real", self.p["suite"], self.p["split"], self.p["prompts"], self.code("steps/real"))
 
     @property
     def results(self):

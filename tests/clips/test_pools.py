@@ -76,7 +76,27 @@ def test_the_bits_of_a_pool_stay_what_they_are():
     digest = hashlib.sha256()
     for item in pools.pool("raw", 60):
         digest.update(item.prompt(long=True).encode() + str(item.flaw).encode() + item.clip().frames.tobytes())
-    assert digest.hexdigest() == "14c350c300dc525ff5caa9c3b9161a2ba4b061ebf5a5d150246e9ce8fd5633fd"
+    assert digest.hexdigest() == "6237837bae796cafd0b601e41d684a96e9f30c0d2183a7127360fae5f16e9020"
+
+
+def test_smeared_details_are_common_in_the_raw_pool_and_nobody_mentions_them():
+    raw = pools.pool("raw", 400)
+    smeared = [item for item in raw if item.smeared]
+    assert abs(len(smeared) / len(raw) - pools.SMEARED) < 0.06 and not any(i.smeared for i in pools.pool("curated", 99))
+    assert all(item.caption_spec == item.spec for item in smeared if item.flaw != "caption")
+
+
+@pytest.mark.parametrize("kind", pools.SMEARS)
+@pytest.mark.parametrize("frames, size", [(9, 32), (17, 64)])
+def test_a_smear_stays_on_the_sprite_and_grows_with_its_strength(kind, frames, size, monkeypatch):
+    monkeypatch.setattr(pools, "SMEARS", {kind: pools.SMEARS[kind]})
+    clip = world.render(SPEC, 0, frames, size)
+    smeared = [pools.smear(clip, s, generator(seed=3, id=0, purpose="x")).frames for s in (0.1, 0.5, 1.0)]
+    change = [np.abs(after.astype(int) - clip.frames).mean(-1) for after in smeared]
+    assert 0 < change[0].mean() < change[1].mean() < change[2].mean()
+    touched = change[2] > 2
+    assert (touched & clip.mask).sum() > 0.5 * touched.sum() and touched.mean() < 0.5
+    assert (touched.any((1, 2))).sum() >= frames // 2
 
 
 def test_ids_are_unique_and_seeds_make_other_pools():

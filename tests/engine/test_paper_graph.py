@@ -121,6 +121,8 @@ def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
         (dict(methods={"a/b": {"recipe": "sft"}}), "methods: 'a/b': cannot be the name of a file"),
         (dict(suite="sprite-qualty"), "suite: suite 'sprite-qualty'"),
         (dict(suite="vbench"), "suite: suite vbench: does not come with this package"),
+        (dict(split="tset"), "suite: split 'tset'"),
+        (dict(split="train"), "suite: split 'train'"),
         (dict(prompts=10**6), "suite: count 1000000"),
         (dict(prompts=1), "prompts: 1: are too few"),
         (dict(form="long"), "form: form 'long'"),

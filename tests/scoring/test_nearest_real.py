@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from localdpo.clips import nearest, pools, world
+from localdpo.clips.motion import path, view
 from localdpo.ground.noise import generator
 from localdpo.media import video
 from localdpo.scoring import nearest_real
@@ -72,6 +73,33 @@ def test_every_flaw_costs_more_as_it_grows(flaw):
     for name in ("pixel_error", "edge_error"):
         steps = [spoiled(None, 0)[name], *(row[name] for row in means)]
         assert steps == sorted(set(steps)) and steps[1] > 10 * max(steps[0], 1e-4), (name, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", pools.SMEARS)
+def test_details_cost_more_the_more_they_are_smeared(kind, monkeypatch):
+    monkeypatch.setattr(pools, "SMEARS", {kind: pools.SMEARS[kind]})
+    for item in ITEMS[:3]:
+        clip = item.clip()
+        smeared = (pools.smear(clip, s, generator(seed=0, id=item.id, purpose="x")).frames for s in (0.2, 1.0))
+        costs = [scores(frames, item)["detail_error"] for frames in (clip.frames, *smeared)]
+        assert costs[0] < 0.005 and costs[1] > 0.01 and costs == sorted(costs), (item.id, costs)
+
+
+def test_a_sprite_that_strays_from_its_path_costs_edges_and_no_details():
+    "The sprite of a real clip is drawn again a pixel or so from where it should be, in each frame elsewhere."
+    item, rng = ITEMS[0], np.random.default_rng(0)
+    found = nearest.fit(item.spec, item.clip().frames)
+    way = path(item.spec, 9, found.chance)
+    seen = view(way, 32)
+    tone = world.tone(item.spec.texture, seen.u, seen.v, *(found.chance[name] for name in ("pitch", "a", "b")))
+    there = view(way._replace(x=way.x + rng.normal(0, 1 / 32, 9), y=way.y + rng.normal(0, 1 / 32, 9)), 32)
+    every = world.shares(item.spec.shape, there.x, there.y, there.sharp)
+    every[4] *= tone
+    every[5] -= every[4]
+    frames = np.einsum("cp,pthw->thwc", world.paints(item.spec), every).round().astype(np.uint8)
+    row = scores(frames, item)
+    assert row["edge_error"] > 0.1 and row["detail_error"] < 0.02, row
 
 
 @pytest.mark.slow

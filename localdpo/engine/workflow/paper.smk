@@ -59,7 +59,7 @@ rule sample:
 rule real:
     input: notebook=notebook("steps/real")
     output: done="work/videos-real.json"
-    params: words=p.words("suite", count=p.p["prompts"]), out=p.real, code=p.code("steps/real")
+    params: words=p.words("suite split", count=p.p["prompts"]), out=p.real, code=p.code("steps/real")
     log: notebook="notebooks/videos-real.ipynb"
     shell: rerun + " {input.notebook:q} {log.notebook} {params.words} -p out={params.out} -p done={output.done}" + sealed + " --works-in {params.out:q}"
 
