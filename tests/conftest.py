@@ -98,6 +98,13 @@ def adapted(model, rank=4, alpha=8, std=1.0, seed=3, adapter="policy"):
     return model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk():
+    "What the tests write in their own process need not survive a power cut."
+    with mock.patch("os.fsync", lambda handle: None):
+        yield
+
+
 @pytest.fixture
 def notebook(tmp_path):
     "Write a notebook: the first source is its parameters cell unless `tagged` says otherwise."

@@ -123,6 +123,7 @@ def home(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow(7)
 def test_the_settings_of_a_finished_run_make_the_same_run_again(home, tmp_path):
     def go(*words):
         assert not cli.main(list(map(str, words)))

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import warm
 from conftest import PROGRAMS, loaded_by
 
 from localdpo.cli import main as cli
@@ -114,9 +113,10 @@ def test_an_interrupt_before_the_first_step_is_one_line_also_where_an_import_mak
     assert answer == (130, "", "localdpo: stopped; the same command goes on from here\n")
 
 
-def test_info_is_for_people_and_for_programs(tmp_path):
-    assert "python" in warm.run("info").stdout
-    facts = json.loads(warm.run("info", "--json", cwd=tmp_path).stdout)
+def test_info_is_for_people_and_for_programs(said, tmp_path, monkeypatch):
+    assert "python" in said("info")[1]
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads(said("info", "--json")[1])
     assert facts["packages"]["torch"].startswith("2.13.0") and "checkout" in facts
 
 

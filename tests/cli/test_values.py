@@ -126,6 +126,7 @@ def test_a_file_where_a_folder_belongs_is_named_before_any_work(home, notebook, 
     assert "note: is a file\n  -> choose a folder" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow(2)
 def test_a_negative_seed_is_a_seed_of_its_own(home, tmp_path):
     found = {}
     for seed in ("-3", "3"):

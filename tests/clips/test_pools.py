@@ -99,6 +99,7 @@ def test_a_smear_stays_on_the_sprite_and_grows_with_its_strength(kind, frames, s
     assert (touched.any((1, 2))).sum() >= frames // 2
 
 
+@pytest.mark.slow(1)
 def test_ids_are_unique_and_seeds_make_other_pools():
     items = [item for seed in (0, 1) for name in ("raw", "curated") for item in pools.pool(name, 50, seed=seed)]
     assert len({item.id for item in items}) == len(items)

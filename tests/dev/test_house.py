@@ -34,6 +34,7 @@ def test_help_names_the_words_and_a_wrong_one_is_answered_with_them(capsys):
             checks.main(*words)
 
 
+@pytest.mark.slow(2)
 def test_a_module_edited_by_hand_is_named_with_the_way_out(checkout):
     edit(checkout / "localdpo/ground/noise.py", "digest_size=16", "digest_size=32")
     (fault,) = checks.export_faults(checkout)
@@ -43,6 +44,7 @@ def test_a_module_edited_by_hand_is_named_with_the_way_out(checkout):
     )
 
 
+@pytest.mark.slow(2)
 def test_nbdev_update_brings_the_edit_home(checkout):
     edit(
         checkout / "localdpo/ground/errors.py",
@@ -58,12 +60,14 @@ def test_nbdev_update_brings_the_edit_home(checkout):
     assert "ended badly" in (checkout / "nbs/90_ground/01_errors.ipynb").read_text()
 
 
+@pytest.mark.slow(2)
 def test_a_notebook_that_was_not_exported_is_found(checkout):
     edit(checkout / "nbs/90_ground/03_noise.ipynb", "digest_size=16", "digest_size=32")
     (fault,) = checks.export_faults(checkout)
     assert "localdpo/ground/noise.py" in fault and "`make export`" in fault
 
 
+@pytest.mark.slow(2)
 def test_a_module_without_its_notebook_is_found(checkout):
     (checkout / "nbs/90_ground/03_noise.ipynb").unlink()
     assert any("localdpo/ground/noise.py has no notebook any more" in fault for fault in checks.export_faults(checkout))
@@ -190,6 +194,7 @@ def test_an_environment_that_was_moved_is_made_anew(checkout):
         assert (checkout / ".venv").exists() == kept
 
 
+@pytest.mark.slow(1)
 @pytest.mark.filterwarnings("ignore:Cell is missing an id", "ignore:Non-unique cell id")
 def test_git_merges_notebooks_cell_by_cell_after_the_hooks(checkout):
     def git(*words):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import PROGRAMS, alive, program, wait_for
 
+from localdpo.cli import main as cli
 from localdpo.engine import fingerprints
 from localdpo.engine import graph as engine
 from localdpo.engine.lint import lint
@@ -202,6 +203,7 @@ def test_a_fingerprint_follows_relative_imports_of_a_subpackage(tmp_path, monkey
 # -- the Snakefile -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("profile", profiles())
 def test_no_rule_of_ours_leaves_a_wildcard_out_of_its_params(profile):
     config = yaml.safe_load(profile_path(profile).read_text())
@@ -238,18 +240,12 @@ def test_the_lint_finds_the_shared_cache(tmp_path):
         ({"graph": "tuor"}, "`graph` is 'tuor'"),
     ],
 )
-def test_a_profile_with_a_mistake_is_refused_by_name(tmp_path, change, said):
+def test_a_profile_with_a_mistake_is_refused_by_name(tmp_path, capsys, change, said):
     profile = {**yaml.safe_load(profile_path("tour").read_text()), **change}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
-    done = subprocess.run(
-        [sys.executable, "-m", "localdpo.cli", "paper", "--profile", tmp_path / "mine.yaml", "--out", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (
-        done.returncode == 2 and said in done.stderr and "mine.yaml" in done.stderr and "Traceback" not in done.stderr
-    )
+    assert cli.main(["paper", "--profile", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "out")]) == 2
+    answer = capsys.readouterr().err
+    assert said in answer and "mine.yaml" in answer and "Traceback" not in answer
     assert not (tmp_path / "out").exists()
 
 
@@ -290,6 +286,7 @@ def test_a_few_aliases_are_fine(tmp_path):
     assert load_profile(tmp_path / "mine.yaml")["again"] == [300, 1000]
 
 
+@pytest.mark.slow(1)
 def test_a_home_that_cannot_be_written_is_no_hindrance(graph, monkeypatch):
     monkeypatch.setenv("HOME", "/proc/nowhere")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

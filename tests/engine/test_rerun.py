@@ -80,15 +80,20 @@ def test_listing_parameters_runs_nothing_of_the_notebook(notebook, tmp_path, sou
     assert not trace.exists()
 
 
+@pytest.mark.slow(2)
 def test_a_second_run_into_the_same_file_is_refused_and_the_first_ends_well(notebook, tmp_path):
-    begun, out = tmp_path / "begun", tmp_path / "out.ipynb"
-    path = notebook("n: int = 1", f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(3)\n7 * n")
+    begun, go, out = tmp_path / "begun", tmp_path / "go", tmp_path / "out.ipynb"
+    work = (
+        f"import os, time\nopen({str(begun)!r}, 'w').close()\nwhile not os.path.exists({str(go)!r}): time.sleep(0.05)"
+    )
+    path = notebook("n: int = 1", work, "7 * n")
     first = subprocess.Popen([sys.executable, "-m", "localdpo.cli", "rerun", path, out], stderr=subprocess.DEVNULL)
     while not begun.exists():
         assert first.poll() is None
         time.sleep(0.05)
     with pytest.raises(Refused, match="out.ipynb: is being written by another process"):
         rerun.run(path, out)
+    go.touch()
     assert first.wait() == 0 and nbformat.read(out, 4).cells[-1].outputs[0]["data"]["text/plain"] == "7"
     assert not list(tmp_path.glob(".*"))
 
@@ -216,12 +221,14 @@ def test_a_failed_notebook_is_kept_and_says_where(notebook, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["failed.ipynb", "small.ipynb"]
 
 
+@pytest.mark.slow(2)
 def test_a_kernel_that_dies_is_an_error_and_not_a_wait(notebook, tmp_path):
     path = notebook("n: int = 1", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(Failed, match="small.ipynb.*died"):
         rerun.run(path, tmp_path / "out.ipynb")
 
 
+@pytest.mark.slow(2)
 def test_a_cell_that_takes_too_long_is_stopped(notebook, tmp_path):
     with pytest.raises(Failed, match="(?i)timed out|timeout"):
         rerun.run(notebook("n: int = 1", "import time; time.sleep(60)"), tmp_path / "out.ipynb", cell_timeout=1)
@@ -290,6 +297,7 @@ def test_a_long_working_folder_does_not_matter(notebook, tmp_path, monkeypatch):
     assert outputs(rerun.run(notebook("n: int = 1", "print('fine')"), deep / "out.ipynb")) == "fine\n"
 
 
+@pytest.mark.slow(2)
 def test_a_killed_run_takes_its_kernel_with_it(notebook, tmp_path):
     path = notebook(
         "n: int = 1",

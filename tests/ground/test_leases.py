@@ -26,6 +26,7 @@ def step_of(folder):
         yield
 
 
+@pytest.mark.slow(1)
 def test_a_second_run_is_refused_and_told_who_the_first_is(tmp_path):
     first = holder("run", tmp_path)
     with pytest.raises(Refused, match=f"process {first.pid} on"), leases.sole_run(tmp_path):
@@ -48,6 +49,7 @@ def test_two_folders_do_not_know_of_each_other(tmp_path):
     assert leases.LEADER not in os.environ
 
 
+@pytest.mark.slow(1)
 def test_a_step_ends_with_its_run_and_the_next_run_waits_for_that(tmp_path):
     run = subprocess.Popen(program("holder.py", "run-with-step", tmp_path, 60), stdout=subprocess.PIPE, text=True)
     said = {run.stdout.readline().strip() for _ in range(2)}
@@ -76,6 +78,7 @@ def test_a_step_without_a_run_needs_nothing(monkeypatch):
         assert threading.active_count() == threads  # nobody to watch
 
 
+@pytest.mark.slow(2)
 def test_devices_are_never_shared_and_all_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALDPO_DEVICES", "pytest-a,pytest-b")
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import nbformat
+import pytest
 from conftest import PROGRAMS, program
 
 from localdpo.engine import rerun
@@ -24,6 +25,7 @@ def test_a_terminal_gets_a_bar(terminal):
     assert "\rwork: 100%" in os.read(ours, 100_000).decode()
 
 
+@pytest.mark.slow(1)
 def test_a_notebook_reports_to_the_terminal_of_its_rerun(notebook, tmp_path):
     path = notebook("n: int = 3", COUNT)
     done = subprocess.run(
@@ -36,6 +38,7 @@ def test_a_notebook_reports_to_the_terminal_of_its_rerun(notebook, tmp_path):
     assert "3/3" not in (tmp_path / "out.ipynb").read_text()
 
 
+@pytest.mark.slow(1)
 def test_a_log_file_loses_no_line(notebook, tmp_path):
     path = notebook("n: int = 3", COUNT)
     with open(tmp_path / "log", "w") as log:

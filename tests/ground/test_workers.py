@@ -19,6 +19,7 @@ def deadly(device):
     return call
 
 
+@pytest.mark.slow(4)
 def test_each_device_has_a_process_and_every_job_an_answer():
     answers = dict(spread(deadly, [(x,) for x in range(8)], ["a", "b"]))
     assert [answers[i][1] for i in range(8)] == list(range(8)) and {answers[i][0] for i in range(8)} == {"a", "b"}

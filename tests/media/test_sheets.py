@@ -92,6 +92,7 @@ def test_a_senseless_number_of_pictures_is_refused(n):
         contact_sheet(CLIP, n)
 
 
+@pytest.mark.slow(1)
 def test_shown_pictures_stay_small(tmp_path):
     noisy = np.random.default_rng(0).integers(0, 256, (9, 480, 832, 3), dtype=np.uint8)
     assert Image.open(io.BytesIO(show(noisy).data)).width <= 1000 and len(show(noisy).data) <= 14_000

@@ -46,6 +46,7 @@ def test_the_folder_is_the_list():
         assert method.name == name and all((method.paper, method.claim, method.pairs))
 
 
+@pytest.mark.slow(2)
 def test_methods_and_recipes_are_read_without_torch():
     said("without_torch.py", "methods")
 

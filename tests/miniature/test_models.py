@@ -83,6 +83,7 @@ def test_autoencoder_keeps_faces(backbone, clips):
     assert psnr(pixels(back), pixels(frames)).mean() >= 26
 
 
+@pytest.mark.slow(2)
 def test_latents_are_of_unit_size(backbone, clips):
     latents = backbone.encode(clips[1])
     assert abs(latents.mean()) < 0.3 and 0.8 < latents.std() < 1.25

@@ -17,6 +17,7 @@ def reader():
     return attributes.load()
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("flaw, strength", [(None, 0.0), ("blur", 0.2), ("noise", 0.1), ("low contrast", 0.1)])
 def test_held_out_clips_are_read_right(reader, flaw, strength):
     rng = np.random.default_rng(0)

@@ -798,6 +798,7 @@ def test_a_clip_that_was_only_touched_costs_no_pair(backbone, two, monkeypatch):
     build(backbone, found(two), two / "store", CONFIG)
 
 
+@pytest.mark.slow(1)
 def test_a_machine_that_lacks_something_stops_and_holds_nothing_against_a_clip(backbone, clips, tmp_path, monkeypatch):
     from localdpo.ground import errors
 

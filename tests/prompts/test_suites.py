@@ -703,6 +703,7 @@ def test_the_command_refuses_in_words(capsys, words, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow(1)
 def test_help_is_light():
     answer = said("without_torch.py", "help", "prompts")
     assert "sprite-quality, sprite-motion, vbench, videojam" in answer and "Example: localdpo prompts" in answer

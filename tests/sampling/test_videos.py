@@ -73,6 +73,7 @@ def made(tiny, monkeypatch):
 # -- a video ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(1)
 def test_a_bare_prompt_gives_the_clip_that_the_model_generates(tiny, tmp_path):
     manifest = sample(tiny, TEXTS[:2], tmp_path / "out", seed=3, seeds=2, lossless=True, **FEW)
     assert [(entry["id"], entry["seed"]) for entry in manifest["videos"]] == [(t, s) for s in (3, 4) for t in TEXTS[:2]]
@@ -83,8 +84,9 @@ def test_a_bare_prompt_gives_the_clip_that_the_model_generates(tiny, tmp_path):
 
 
 def test_the_noise_depends_on_prompt_id_and_seed_and_on_nothing_else(tiny, run, tmp_path, monkeypatch):
-    work, seen = tiny.denoise, []
-    monkeypatch.setattr(tiny, "denoise", lambda latents, *words: seen.append(latents.clone()) or work(latents, *words))
+    seen = []
+    monkeypatch.setattr(tiny, "denoise", lambda latents, *words: seen.append(latents) or latents)
+    monkeypatch.setattr(tiny, "decode", lambda latents: torch.zeros(len(latents), 9, 32, 32, 3, dtype=torch.uint8))
     sample(tiny, PROMPTS[:3], tmp_path / "a", **FEW)
     sample(tiny, PROMPTS[2::-1], tmp_path / "b", run, batch=3, **FEW)
     sample(tiny, [dict(id="p0", prompt=TEXTS[4])], tmp_path / "c", **FEW)
@@ -97,20 +99,20 @@ def test_the_noise_depends_on_prompt_id_and_seed_and_on_nothing_else(tiny, run, 
 
 def test_the_size_of_a_batch_moves_last_bits_only_and_is_not_mixed(tiny, tmp_path):
     clips = {}
-    for batch in (1, 4):
-        manifest = sample(tiny, PROMPTS, tmp_path / str(batch), batch=batch, lossless=True, **FEW)
+    for batch in (1, 3):
+        manifest = sample(tiny, PROMPTS[:3], tmp_path / str(batch), batch=batch, lossless=True, **FEW)
         files = [tmp_path / str(batch) / entry["file"] for entry in manifest["videos"]]
         clips[batch] = np.stack([video.read(file).frames for file in files]).astype(int)
-    off = np.abs(clips[1] - clips[4])
+    off = np.abs(clips[1] - clips[3])
     assert off.max() <= 1 and off.mean() < 0.01
-    with pytest.raises(Refused, match="batch was 1, is 4"):
-        sample(tiny, PROMPTS, tmp_path / "1", batch=4, lossless=True, **FEW)
+    with pytest.raises(Refused, match="batch was 1, is 3"):
+        sample(tiny, PROMPTS[:3], tmp_path / "1", batch=3, lossless=True, **FEW)
 
 
 def test_neighbours_in_a_batch_do_not_matter(tiny, tmp_path):
-    all_of_them = sample(tiny, PROMPTS, tmp_path / "all", batch=4, **FEW)["videos"]
-    some = sample(tiny, [PROMPTS[4], PROMPTS[1]], tmp_path / "some", batch=4, **FEW)["videos"]
-    assert [entry["sha256"] for entry in some] == [all_of_them[i]["sha256"] for i in (4, 1)]
+    all_of_them = sample(tiny, PROMPTS[:4], tmp_path / "all", batch=3, **FEW)["videos"]
+    some = sample(tiny, [PROMPTS[3], PROMPTS[1]], tmp_path / "some", batch=3, **FEW)["videos"]
+    assert [entry["sha256"] for entry in some] == [all_of_them[i]["sha256"] for i in (3, 1)]
 
 
 def test_latents_that_are_not_finite_make_no_video(tiny, tmp_path, monkeypatch):
@@ -184,6 +186,7 @@ def test_what_is_missing_or_damaged_is_made_again_to_the_same_bytes(tiny, tmp_pa
     assert "2 of 3 videos are there, 1 damaged and made again" in capsys.readouterr().out
 
 
+@pytest.mark.slow(1)
 def test_a_video_of_a_batch_that_is_whole_is_left_alone(tiny, tmp_path):
     sample(tiny, PROMPTS[:3], tmp_path / "out", batch=3, **FEW)
     before, file = contents(tmp_path / "out"), tmp_path / "out" / "videos" / "p0_seed0.mp4"
@@ -193,14 +196,15 @@ def test_a_video_of_a_batch_that_is_whole_is_left_alone(tiny, tmp_path):
     assert contents(tmp_path / "out") == before and file.stat().st_mtime_ns == when
 
 
+@pytest.mark.slow(1)
 def test_more_seeds_and_prompts_add_to_a_folder(tiny, tmp_path, made):
-    sample(tiny, PROMPTS[:2], tmp_path / "out", **FEW)
+    sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
     before = contents(tmp_path / "out", "videos", "records")
     made.clear()
-    manifest = sample(tiny, PROMPTS[:3], tmp_path / "out", seeds=2, **FEW)
-    assert sorted(made) == ["p0_seed1", "p1_seed1", "p2_seed0", "p2_seed1"] and len(manifest["videos"]) == 6
+    manifest = sample(tiny, PROMPTS[:2], tmp_path / "out", seeds=2, **FEW)
+    assert sorted(made) == ["p0_seed1", "p1_seed0", "p1_seed1"] and len(manifest["videos"]) == 4
     assert before.items() <= contents(tmp_path / "out").items()
-    sample(tiny, PROMPTS[:3], tmp_path / "at once", seeds=2, **FEW)
+    sample(tiny, PROMPTS[:2], tmp_path / "at once", seeds=2, **FEW)
     assert contents(tmp_path / "at once") == contents(tmp_path / "out")
 
 
@@ -412,6 +416,7 @@ def test_a_folder_in_a_files_place_is_named(tiny, tmp_path, name):
 # -- adapters --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(1)
 def test_with_the_adapter_off_again_it_is_the_base_model(tiny, run, tmp_path):
     base = sample(tiny, PROMPTS[:2], tmp_path / "base", **FEW)
     tuned = sample(tiny, PROMPTS[:2], tmp_path / "tuned", run, **FEW)
@@ -428,6 +433,7 @@ def test_the_adapter_comes_off_when_sampling_fails(tiny, run, tmp_path, monkeypa
     assert adapters.names(tiny) == ()
 
 
+@pytest.mark.slow(1)
 def test_a_tuned_video_is_that_of_plain_diffusers_with_the_adapter(run, tmp_path):
     ours, plain = (backbones.load("tiny-cogvideox-2b", "cpu") for _ in range(2))
     manifest = sample(ours, PROMPTS[:1], tmp_path / "out", run, lossless=True, **FEW)
@@ -632,6 +638,7 @@ def command(*words):
     return [Path(sys.executable).with_name("localdpo"), "sample", *map(str, words), "--steps", "2", "--device", "cpu"]
 
 
+@pytest.mark.slow(2)
 def test_from_a_file_of_prompts_to_videos(run, tmp_path, monkeypatch, tiny, capsys):
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS[:2])))
     words = ["sample", "tiny-cogvideox-2b", tmp_path / "prompts.jsonl", "--adapter", run, "--seeds", 2, "--seed", 1]

@@ -146,6 +146,7 @@ def test_the_two_critics_share_no_column_and_no_weights():
     assert a.weights() == [critics.WEIGHTS / "critic-a.safetensors"]
 
 
+@pytest.mark.slow(1)
 def test_the_columns_are_known_without_torch():
     "The graph of the paper asks for them, in a process for each of its steps."
     said("without_torch.py", "critic")

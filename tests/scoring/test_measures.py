@@ -109,6 +109,7 @@ def test_long_films_are_computed_in_parts_to_the_same_numbers(monkeypatch):
     assert all(np.allclose(parts[column], values, rtol=1e-5, atol=0) for column, values in whole.items())
 
 
+@pytest.mark.slow(2)
 def test_the_measures_of_a_large_film_need_little_memory_beside_the_film():
     frames = np.zeros((24, 512, 512, 3), np.uint8)
     frames[:] = np.random.default_rng(0).integers(0, 256, frames.shape[1:], np.uint8)

@@ -62,6 +62,7 @@ def test_a_step_whose_scorer_was_starved_is_not_done(videos, tmp_path, monkeypat
     assert score_videos(found, ["measures"], tmp_path / "scores.csv").computed == 1
 
 
+@pytest.mark.slow(1)
 def test_want_that_passes_is_waited_for():
     tries = iter([MemoryError(), OSError(errno.EAGAIN, "try again"), None])
 

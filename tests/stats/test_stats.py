@@ -563,6 +563,7 @@ def test_noise_needs_the_corrected_p_and_the_interval_both():
         assert not found.settled("sharp")
 
 
+@pytest.mark.slow(1)
 def test_equal_methods_are_marked_in_one_table_of_twenty_at_most():
     tables = (rows("abcde", 20, 1, [0] * 5, 1, seed) for seed in range(150))
     assert sum(comparison.compare(one, ["sharp"], "a", draws=999).settled("sharp") for one in tables) <= 12

@@ -33,7 +33,7 @@ SMALL = dict(steps=12, batch=4, micro_batch=2, rank=4, lr=1e-3, warmup=2, save_e
 
 
 def fresh(name="tiny-wan-1.3b", dtype=torch.float32):
-    model = random_model(name, layers=2)
+    model = random_model(name, layers=1)
     if dtype != torch.float32:
         model.transformer.to(dtype)
     return model
@@ -185,6 +185,7 @@ def test_a_run_that_was_stopped_ends_where_it_would_have_ended(tmp_path, whole, 
     assert untimed(mine) == untimed(theirs)
 
 
+@pytest.mark.slow(1)
 def test_a_run_that_was_stopped_between_checkpoints_does_the_lost_steps_again(tmp_path, whole):
     for steps, kept in ((4, []), (7, [5]), (3, [5])):
         with pytest.raises(Stop):
@@ -679,6 +680,7 @@ def sounded(folder):
     return {line["step"]: [" ".join(text.split()[:4]) for text in line["alarms"]] for line in lines if "alarms" in line}
 
 
+@pytest.mark.slow(1)
 def test_a_policy_that_only_makes_losers_worse_sets_off_the_alarm(tmp_path):
     def away(e, batch):
         loss = (e.policy_w - e.policy_l).mean() - 2 * e.policy_w.mean()  # both errors grow, the loser's no less
@@ -686,7 +688,7 @@ def test_a_policy_that_only_makes_losers_worse_sets_off_the_alarm(tmp_path):
 
     said = "(?s)99% of the margin comes from losers.*as large as 60: lower beta .localdpo train --probe-beta"
     with pytest.warns(alarms.Alarm, match=said):
-        folder = run(tmp_path / "run", recipe=away, steps=22)
+        folder = run(tmp_path / "run", recipe=away, steps=22, save_every=100)
     assert sounded(folder) == {20: ["99% of the margin"]}
 
 
@@ -695,21 +697,21 @@ def test_a_trace_in_the_losers_sets_off_the_alarm(tmp_path):
         return losses.dpo(e, 5000.0)[0], dict(accuracy=1.0, logit_max=1.0)
 
     with pytest.warns(alarms.Alarm, match="were all told apart, 16 steps into the run"):
-        folder = run(tmp_path / "run", recipe=found, steps=17)
+        folder = run(tmp_path / "run", recipe=found, steps=17, save_every=100)
     assert sounded(folder) == {16: ["the last 64 pairs"]}
 
 
 @pytest.mark.slow(4)
 def test_an_adapter_that_does_not_learn_sets_off_the_alarm(tmp_path):
     with pytest.warns(alarms.Alarm, match="the adapter does not learn"):
-        folder = run(tmp_path / "run", recipe=methods.recipe("dpo", beta=1e-6), steps=24)
+        folder = run(tmp_path / "run", recipe=methods.recipe("dpo", beta=1e-6), steps=24, save_every=100)
     assert sounded(folder) == {23: ["the adapter does not"]}
 
 
 def test_a_healthy_run_is_quiet(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", alarms.Alarm)
-        folder = run(tmp_path / "run", steps=12)
+        folder = run(tmp_path / "run", steps=12, save_every=100)
     assert len(alarms.read(folder / "metrics.jsonl")) == 12 and sounded(folder) == {}
 
 
@@ -772,6 +774,7 @@ def command(*words):
     return cli.main(["train", *map(str, words)])
 
 
+@pytest.mark.slow(1)
 def test_the_command_line_trains_goes_on_and_probes(released, tmp_path, capsys):
     words = (released / "tiny-wan", released / "pairs", "--batch", 2, "--rank", 4, "--lr", 1e-3, "--device", "cpu")
     assert not command(*words, "--out", tmp_path / "run", "--steps", 2, "--beta", 500, "--set", "weights=[1,1,0]")

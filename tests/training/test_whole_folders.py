@@ -68,6 +68,7 @@ def tuned(folder, steps):
     return train(random_model("tiny-wan-1.3b", layers=2), Pairs(), methods.recipe("sft"), config)
 
 
+@pytest.mark.slow(1)
 def test_a_watcher_never_sees_an_adapter_without_its_files(tmp_path):
     with Watcher(tmp_path / "run/adapter", "pytorch_lora_weights.safetensors", "SHA256SUMS") as watcher:
         for steps in (1, 1, 2, 3):  # made, made again, and replaced by that of a longer run
@@ -84,6 +85,7 @@ def test_a_run_that_died_as_it_began_is_known_again(tmp_path, monkeypatch, place
     assert (tuned(tmp_path / "run", 1) / "adapter").is_dir()
 
 
+@pytest.mark.slow(2)
 def test_a_watcher_never_sees_an_exported_folder_without_its_file(tmp_path):
     tuned(tmp_path / "run", 1)
     for i in range(5):
