@@ -7,6 +7,7 @@ __all__ = ['loading', 'load', 'Backbone']
 
 # %% ../../nbs/20_backbones/01_backbone.ipynb #737ebd45
 import contextlib
+from collections.abc import Iterable
 
 import torch
 
@@ -131,13 +132,23 @@ class _Latents(_Sizes):
         return ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).movedim(1, -1)
 
 # %% ../../nbs/20_backbones/01_backbone.ipynb #99802972
+def _texts(prompts):
+    "The prompts, or the one prompt, as a list of texts."
+    if not isinstance(prompts, Iterable):
+        raise Refused(f"prompts {prompts!r}", "are not texts", "pass a text, or a list of texts")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise Refused(f"prompt {i}", f"{prompt!r} is not a text", "pass a text, or a list of texts")
+    return prompts
+
+
 class _Text:
     "From prompts to tokens."
 
     def tokens(self, prompts):
         "The tokens of `prompts`, padded to the length the transformer was trained with; one that is longer is refused (`read_caption` cuts it)."
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        tokenizer = self.pipeline.tokenizer
+        prompts, tokenizer = _texts(prompts), self.pipeline.tokenizer
         found = tokenizer(prompts, padding="max_length", max_length=self.text_length, verbose=False)
         for prompt, ids in zip(prompts, found["input_ids"], strict=True):
             if len(ids) > self.text_length:
@@ -214,7 +225,7 @@ class _Generation(_Walk):
         The noise of a clip depends on `seed`, its prompt and how often the prompt came before: not on the batch.
         """
         shape = self.latent_shape(*(size or self.native))
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = _texts(prompts)
         if not prompts or steps < 1:
             raise Refused(
                 f"{counted(len(prompts), 'prompt')}, {counted(steps, 'step')}",

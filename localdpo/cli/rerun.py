@@ -6,6 +6,7 @@
 __all__ = ['add_arguments', 'main']
 
 # %% ../../nbs/95_cli/09_rerun.ipynb #83d0d1ac
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -13,9 +14,16 @@ from pathlib import Path
 from ..engine import ledger
 from ..engine.rerun import parameters, parse, run
 from ..ground import leases
+from ..ground.errors import Refused
 from ..ground.words import check_whole
 
 # %% ../../nbs/95_cli/09_rerun.ipynb #a8981da5
+def _assignment(text):
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text} is no NAME=VALUE, such as {text or 'seed'}=7")
+    return text
+
+
 def add_arguments(parser):
     "Describe the command line of `localdpo rerun`."
     parser.add_argument("notebook", metavar="NOTEBOOK", help="the notebook to execute")
@@ -26,6 +34,7 @@ def add_arguments(parser):
         "-p",
         "--parameter",
         action="append",
+        type=_assignment,
         default=[],
         metavar="NAME=VALUE",
         help="set a parameter, read as its declared type; repeatable",
@@ -48,6 +57,11 @@ def main(args):
     if args.cell_timeout is not None:
         check_whole("--cell-timeout", args.cell_timeout, 1)
     values = parse(args.notebook, args.parameter)
+    if args.parameter and not args.out:
+        then = (
+            f"name the file of the executed copy, as in: localdpo rerun {args.notebook} my.ipynb -p {args.parameter[0]}"
+        )
+        raise Refused(f"-p {args.parameter[0]}", "has no run to go with", then)
     if not args.out:
         print("\n".join(str(p) for p in parameters(args.notebook).values()) or "no parameters")
         return

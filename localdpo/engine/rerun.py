@@ -258,6 +258,15 @@ def _failure(error, notebook, out):
     )
 
 # %% ../../nbs/80_engine/05_rerun.ipynb #fa60d1cc
+def _check_out(out, notebook):
+    "Refuse a name that the executed copy of `notebook` cannot have."
+    itself = out.resolve() == notebook.resolve()
+    why = "is the notebook itself" if itself else "is a folder" if out.is_dir() else "does not end in .ipynb"
+    if itself or out.suffix != ".ipynb" or out.is_dir():
+        raise Refused(out, why, "name another file, one that ends in .ipynb")
+    paths.check_folder(out.parent)
+
+
 def run(notebook, out, values=None, *, cell_timeout=None):
     "Execute `notebook` with `values` and write the executed copy to `out`; returns `out`."
     import logging
@@ -266,12 +275,9 @@ def run(notebook, out, values=None, *, cell_timeout=None):
 
     notebook, out = Path(notebook), Path(out)
     values = check(notebook, values or {})
-    if out.suffix != ".ipynb" or out.resolve() == notebook.resolve():
-        raise Refused(out, "cannot hold the executed copy", "name another file that ends in .ipynb")
-    paths.check_folder(out.parent)
+    _check_out(out, notebook)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are refusals here
-    # papermill saves this one cell by cell: a glimpse of a run under way
-    working = out.with_name(f".{out.stem}-running.ipynb")
+    working = out.with_name(f".{out.stem}-running.ipynb")  # papermill saves it cell by cell: a glimpse of the run
     with leases.alone(working, out):
         error = None
         try:

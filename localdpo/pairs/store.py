@@ -7,7 +7,9 @@ __all__ = ['check_place', 'start', 'PairStore']
 
 # %% ../../nbs/30_pairs/03_store.ipynb #62da4052
 import json
+from collections.abc import Iterable
 from itertools import zip_longest
+from operator import index
 from pathlib import Path
 
 from ..backbones.identity import identity
@@ -119,13 +121,28 @@ class _Opened:
     def __repr__(self):
         return f"PairStore {self.path.name}: {counted(len(self), 'pair')} in {counted(len(self.blocks), 'block')}"
 
+# %% ../../nbs/30_pairs/03_store.ipynb #db9ef3de
+class _Numbered(_Opened):
+    "A store whose pairs are asked for by number."
+
+    def place(self, i):
+        "The number of the block of pair `i`, and its row there."
+        try:
+            return self.places[self.ids[index(i)]]
+        except TypeError:
+            then = "store[0] is the first, store.batch([0, 1]) reads several, and store.ids has their ids in order"
+            raise Refused(f"pair {i!r}", "is not a whole number", then) from None
+        except IndexError:
+            many = counted(len(self), "pair")
+            raise IndexError(f"there is no pair {i}: {self.path} has {many}, numbered from 0") from None
+
     def entry(self, i):
         "What the store says about pair `i`, without its tensors."
-        number, row = self.places[self.ids[i]]
+        number, row = self.place(i)
         return self.blocks[number]["entries"][row]
 
 # %% ../../nbs/30_pairs/03_store.ipynb #ba78dc34
-class _Read(_Opened):
+class _Read(_Numbered):
     "A store whose pairs can be read."
 
     @property
@@ -134,7 +151,7 @@ class _Read(_Opened):
         return [Fault(**clip) for block in self.blocks.values() for clip in block["bad"]]
 
     def __getitem__(self, i):
-        entry, (number, row) = self.entry(i), self.places[self.ids[i]]
+        entry, (number, row) = self.entry(i), self.place(i)
         parts = read_pair(block_names(self.path, number)[1], row, entry)
         return Pair(
             *(entry[name] for name in ("id", "prompt", "noise_alpha", "seed")),
@@ -146,6 +163,8 @@ class _Read(_Opened):
         "Some pairs as a `localdpo.pairs.batch.PairBatch`."
         import torch
 
+        if not (isinstance(indices, Iterable) and (indices := list(indices))):
+            raise Refused(f"a batch of {indices!r}", "names no pairs", "give their numbers, such as [0, 1]")
         pairs = [self[i] for i in indices]
         parts = {name: [getattr(pair, name) for pair in pairs] for name in TENSORS}
         parts = {name: None if any(row is None for row in rows) else torch.stack(rows) for name, rows in parts.items()}

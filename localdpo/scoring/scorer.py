@@ -11,6 +11,7 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,11 @@ class Scorer(_Announced):
 
     def score(self, frames, prompt, fps) -> dict[str, float]:
         "The value of every column for the video `frames`, bytes `[T,H,W,3]`."
+        check_frames(frames)
+        if self.needs_prompt and not isinstance(prompt, str):
+            raise Refused(f"prompt {prompt!r}", f"is not a text, and {self.name} reads it", "pass that of the video")
+        if not (fps is None or isinstance(fps, Real)):
+            raise Refused(f"fps {fps!r}", "is not a number", "pass the frames a second, or None if nobody knows")
         return self.pooled(self.per_frame(frames, prompt, fps), frames, prompt, fps)
 
     def per_frame(self, frames, prompt, fps) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from .. import losses
 from ..ground.progress import progress
 from ..losses import ErrorMaps
 from ..media import figures
-from .checks import check_pairs
+from .checks import check_kinds, check_pairs
 from .config import TrainConfig
 from .loop import adamw, advance, gradient, policy
 from .order import draws
@@ -60,7 +60,9 @@ class Probe:
 # %% ../../nbs/40_training/06_beta.ipynb #7e456b51
 def probe_beta(backbone, pairs, recipe, config=None, steps=12):
     "Train a few steps that are not kept, and suggest a beta for each term from the logits of the later half."
-    config = (config or TrainConfig()).filled(backbone)
+    config = config or TrainConfig()
+    check_kinds(backbone, pairs, recipe, config)
+    config = config.filled(backbone)
     recipe = recipe.filled(backbone, pairs) if isinstance(recipe, Recipe) else recipe
     check_pairs(pairs, recipe, config)
     sizes, ranges = {}, {k: v for k, v in getattr(recipe, "values", {}).items() if k == "alpha_range"}

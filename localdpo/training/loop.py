@@ -22,7 +22,7 @@ from ..ground.errors import Failed, Refused
 from ..ground.progress import progress
 from ..ground.words import counted
 from . import alarms, checkpoints, plan
-from .checks import accelerator_for, check
+from .checks import accelerator_for, check, check_kinds
 from .config import TrainConfig
 from .error_maps import error_maps
 from .identity import identity
@@ -233,7 +233,9 @@ def train(backbone, pairs, recipe, config=None, partial=False):
     A store that its builder has not finished is refused, unless `partial` says that it is meant.
     """
     # settle every setting, and refuse what cannot become a run
-    config = (config or TrainConfig()).filled(backbone)
+    config = config or TrainConfig()
+    check_kinds(backbone, pairs, recipe, config)
+    config = config.filled(backbone)
     recipe = recipe.filled(backbone, pairs) if isinstance(recipe, Recipe) else recipe
     folder = Path(config.out)
     accelerator = accelerator_for(backbone, config, folder)

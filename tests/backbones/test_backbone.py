@@ -1,6 +1,7 @@
 """The interface says exactly what diffusers' own pipelines compute, and refuses what they would get wrong in silence."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -350,6 +351,15 @@ def test_folders_of_something_else_are_refused(tmp_path):
 def test_too_little_memory_is_refused_before_loading():
     answer = said("little_memory.py", backbones.WEIGHTS / "tiny-wan-1.3b")
     assert "needs about 0.01 GiB" in answer and "dtype=torch.bfloat16" in answer
+
+
+@pytest.mark.parametrize("wrong", [None, 1, {"prompt": "a"}])
+def test_a_prompt_that_is_no_text_is_refused_by_its_place(backbone, wrong):
+    for call in (backbone.generate, backbone.embed):
+        with pytest.raises(Refused, match=re.escape(f"prompt 1: {wrong!r} is not a text\n  -> pass a text")):
+            call(["a red disc", wrong])
+    with pytest.raises(Refused, match="prompts None: are not texts"):
+        backbone.generate(None)
 
 
 def test_what_cannot_be_generated_is_refused(backbone):

@@ -9,6 +9,7 @@ PAIRS = ["pairs", "build", "out", "--model", TINY, "--world", "curated:2", "--st
 SAMPLE = ["sample", TINY, "--prompt", "a green disc moving up", "--out", "out", "--steps", "2"]
 TRAIN = ["train", TINY, "st", "--out", "out", "--steps", "1", "--batch", "2"]
 BIG = str(2**70)
+LR = ("nan", "0", "-1", "inf", "1e300", "1e-320")
 
 
 def test_a_mask_may_name_its_contour_plainly():
@@ -51,15 +52,23 @@ def home(tmp_path_factory):
         ([*SAMPLE, "--device", "meta"], "device meta: holds shapes and no numbers"),
         ([*SAMPLE[:5], "o\0ut"], "'o\\x00ut': has a NUL character"),
         ([*TRAIN, "--seed", BIG], f"seed {BIG}: is out of range"),
-        ([*TRAIN, "--steps", BIG], f"steps {BIG}: is too large"),
-        ([*TRAIN, "--rank", "100000"], "rank 100000: is too large"),
+        (
+            [*TRAIN, "--steps", BIG],
+            f"steps {BIG}: is out of range\n  -> use a whole number from 1 to {2**31}; optimiser",
+        ),
+        ([*TRAIN, "--rank", "100000"], "rank 100000: is out of range\n  -> use a whole number from 1 to 4096; rank of"),
         ([*TRAIN, "--lr", "fast"], "--lr fast: is not a number"),
-        ([*TRAIN, "--alpha", "1e-320"], "alpha 1e-320: is too small\n  -> use 0.001 or more; alpha of the adapter"),
-        ([*TRAIN, "--alpha", "1e300"], "alpha 1e+300: is too large\n  -> use 1000000 at most; alpha of the adapter"),
-        ([*TRAIN, "--lr", "1e-320"], "lr 1e-320: is too small\n  -> use 1e-12 or more; learning rate"),
-        ([*TRAIN, "--lr", "1e300"], "lr 1e+300: is too large\n  -> use 10 at most; learning rate"),
-        ([*TRAIN, "--clip", "1e-320"], "clip 1e-320: is too small"),
-        ([*TRAIN, "--save-every", BIG], f"save_every {BIG}: is too large"),
+        *(
+            ([*TRAIN, "--lr", text], f"lr {value}: is out of range\n  -> use a number from 1e-12 to 10; learning rate")
+            for text, value in dict(zip(LR, ("nan", "0.0", "-1.0", "inf", "1e+300", "1e-320"), strict=True)).items()
+        ),
+        ([*TRAIN, "--alpha", "1e-320"], "alpha 1e-320: is out of range\n  -> use a number from 0.001 to 1e+06; alpha"),
+        ([*TRAIN, "--warmup", "-1"], f"warmup -1: is out of range\n  -> use a whole number from 0 to {2**31}; steps"),
+        ([*TRAIN, "--clip", "1e-320"], "clip 1e-320: is out of range\n  -> use a number from 1e-09 to 1e+09; longest"),
+        (
+            [*TRAIN, "--save-every", BIG],
+            f"save_every {BIG}: is out of range\n  -> use a whole number from 1 to {2**31}",
+        ),
         ([*PAIRS, "--alpha", "1e-320", "0.9"], "alpha_range (1e-320, 0.9): begins so low"),
         ([*PAIRS, "--worker", f"0/{BIG}"], f"--worker 0/{BIG}: asks for more than 1,000,000 workers"),
         ([*PAIRS, "--worker", "2/2"], "--worker 2/2: has nothing to do\n  -> number workers from 0, as in 0/2"),
@@ -67,8 +76,8 @@ def home(tmp_path_factory):
         ([*SAMPLE, "--worker", f"0/{BIG}"], f"--worker 0/{BIG}: asks for more than 1,000,000 workers"),
         ([*TRAIN, "--batch", "4"], "batch 4: is more than the 2 pairs there are"),
         ([*TRAIN, "--device", "meta"], "device meta: holds shapes and no numbers"),
-        ([*TRAIN, "--lr", "nan"], "lr nan: is not a number\n  -> use one of zero or more; learning rate"),
-        ([*TRAIN, "--beta1", "nan"], "beta1 nan: is not a number"),
+        ([*TRAIN, "--beta1", "nan"], "beta1 nan: is out of range\n  -> use a number from 0 to 0.999999; decay"),
+        ([*TRAIN, "--beta1", "1"], "beta1 1.0: is out of range\n  -> use a number from 0 to 0.999999; decay"),
         ([*PAIRS, "--mask", "static=nan"], "static='nan': is not one number from 0 to 1"),
         ([*PAIRS, "--mask", "static"], "--mask static: lacks a name, a value, or the = between them"),
         ([*PAIRS[:5], "--clips", "st", "--captions", "no.jsonl"], "no.jsonl: does not exist\n  -> check the path"),
@@ -124,6 +133,28 @@ def test_a_file_where_a_folder_belongs_is_named_before_any_work(home, notebook, 
     before = sorted(tmp_path.iterdir())
     assert cli.main(words.split()) == 2
     assert "note: is a file\n  -> choose a folder" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("rerun nb.ipynb nb", "nb: does not end in .ipynb\n  -> name another file, one that ends in .ipynb"),
+        ("rerun nb.ipynb folder", "folder: is a folder\n  -> name another file, one that ends in .ipynb"),
+        ("rerun nb.ipynb nb.ipynb", "nb.ipynb: is the notebook itself\n  -> name another file"),
+        (
+            "rerun nb.ipynb -p seed=2",
+            "-p seed=2: has no run to go with\n  -> name the file of the executed copy, as in",
+        ),
+        ("rerun nb.ipynb -p seed 2", "rerun: argument -p/--parameter: seed is no NAME=VALUE, such as seed=7"),
+        ("rerun nb.ipynb x.ipynb -p seed 2", "rerun: argument -p/--parameter: seed is no NAME=VALUE, such as seed=7"),
+    ],
+)
+def test_a_rerun_that_cannot_begin_says_why(notebook, tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    notebook("seed: int = 1", name="nb.ipynb"), (tmp_path / "folder").mkdir()
+    assert cli.main(words.split()) == 2
+    assert f"localdpo: {said}" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "nb.ipynb"]
 
 
 @pytest.mark.slow(2)

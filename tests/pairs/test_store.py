@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,29 @@ def test_text_is_stored_once_for_each_prompt(backbone, clips, tmp_path):
 
 def test_a_store_says_its_name_and_how_much_it_holds(whole):
     assert repr(pairs.PairStore(whole)) == f"PairStore {whole.name}: 6 pairs in 3 blocks"
+
+
+def test_a_pair_that_is_not_there_is_named_with_the_count(whole):
+    store = pairs.PairStore(whole)
+    for i in (6, -7):
+        for call in (store.__getitem__, store.entry, lambda i: store.batch([0, i])):
+            with pytest.raises(IndexError, match=f"no pair {i}: .*{whole.name} has 6 pairs, numbered from 0"):
+                call(i)
+    assert store[-1].id == store[5].id == list(store)[5].id
+
+
+@pytest.mark.parametrize("wrong", ["an id", slice(0, 2), None, 1.5])
+def test_a_pair_is_asked_for_by_its_number(whole, wrong):
+    store = pairs.PairStore(whole)
+    for call in (store.__getitem__, store.entry, lambda i: store.batch([i])):
+        with pytest.raises(Refused, match=re.escape(f"pair {wrong!r}: is not a whole number\n  -> ")):
+            call(wrong)
+
+
+@pytest.mark.parametrize("wrong", [[], 0, None])
+def test_a_batch_of_nothing_is_refused(whole, wrong):
+    with pytest.raises(Refused, match=re.escape(f"a batch of {wrong!r}: names no pairs\n  -> give their numbers")):
+        pairs.PairStore(whole).batch(wrong)
 
 
 def test_a_batch_is_what_the_losses_take(whole):

@@ -62,10 +62,22 @@ def test_a_scorer_with_frames_of_a_column_it_does_not_announce_is_an_error(monke
         score_video(Fake(), np.zeros((2, 4, 4, 3), np.uint8), "", 8)
 
 
-@pytest.mark.parametrize("frames", [np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4), np.uint8), [[1]], None])
+@pytest.mark.parametrize(
+    "frames", [np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4), np.uint8), np.zeros((0, 4, 4, 3), np.uint8), [[1]], None]
+)
 def test_what_is_no_video_is_refused(frames):
-    with pytest.raises(Refused, match="are not a video"):
-        score_video(Fake(), frames, "", 8)
+    for call in (Fake().score, get_scorer("measures").score, lambda *given: score_video(Fake(), *given)):
+        with pytest.raises(Refused, match="are not a video"):
+            call(frames, "", 8)
+
+
+def test_a_prompt_or_frame_rate_of_another_kind_is_refused():
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(Refused, match="prompt None: is not a text, and attributes reads it"):
+        get_scorer("attributes").score(frames, None, 8)
+    with pytest.raises(Refused, match="fps '8': is not a number"):
+        get_scorer("measures").score(frames, None, "8")
+    assert math.isnan(get_scorer("measures").score(frames, None, None)["motion"])
 
 
 def test_every_scorer_in_the_package_announces_what_it_returns():

@@ -588,6 +588,30 @@ def test_the_plan_and_the_run_say_which_beta_it_is(tmp_path, capsys):
     assert json.loads((folder / "run.json").read_text())["identity"]["recipe"]["beta"] == [300, 1000]
 
 
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (dict(pairs="st"), "pairs 'st': is not a store of pairs\n  -> pass localdpo.pairs.PairStore"),
+        (dict(pairs=None), "pairs None: is not a store of pairs"),
+        (dict(backbone="tiny-wan-1.3b"), "backbone 'tiny-wan-1.3b': is not a model\n  -> pass localdpo.backbones.load"),
+        (dict(recipe="sft"), "recipe 'sft': is not a recipe\n  -> pass localdpo.methods.recipe"),
+        (dict(recipe=None), "recipe None: is not a recipe"),
+        (
+            dict(config=dict(steps=1)),
+            "config {'steps': 1}: is not a record of settings\n  -> pass localdpo.training.Tr",
+        ),
+    ],
+)
+def test_what_training_is_called_with_is_looked_at_first(tmp_path, wrong, said):
+    from localdpo.training.beta import probe_beta
+
+    sound = dict(backbone=fresh(), pairs=Pairs(), recipe=methods.recipe("sft"), config=TrainConfig(tmp_path / "run"))
+    for call in (train, probe_beta):
+        with pytest.raises(Refused) as refusal:
+            call(**sound | wrong)
+        assert str(refusal.value).startswith(said) and not any(tmp_path.iterdir())
+
+
 def test_compiling_without_a_gpu_is_refused_before_anything_is_written(tmp_path, capsys):
     with pytest.raises(Refused, match="compile: brings nothing on cpu"):
         run(tmp_path / "run", compile=True)
