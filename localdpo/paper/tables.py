@@ -109,10 +109,12 @@ class Ladder:
 
     def sure(self, key):
         "Whether a step is more than noise."
-        return self.found[key].difference.excludes(0) and self.p[key] < 0.05
+        return self.found[key].difference.excludes(0) and self.p[key] < 0.05 and self.found[key].sound
 
     def told(self, key):
-        return signed(self.found[key].difference) + (" †" if self.sure(key) else "")
+        found = self.found[key]
+        marks = (" †" if self.sure(key) else "") + (" ‡" if found.torn else "")
+        return f"{signed(found.difference)}, wins {found.wins.value:.0%}{marks}"
 
     @property
     def prompts(self):
@@ -179,6 +181,8 @@ def beside_paper(rungs, rows, own_steps, lead=("imaging_quality", "videoalign_ov
         each.append([f"here: {arrow(rungs.scores, column)}", *(rungs.told((column, *step)) for step in rungs.steps)])
     text = grid(["", *(f"{before} → {after}" for before, after in rungs.steps)], *each)
     text += f"\n\n- †: more than noise (95% interval, and p < 0.05 after Holm over {len(rungs.found)} tests).\n"
+    if any(found.torn for found in rungs.found.values()):
+        text += "- ‡: the mean and the share of prompts won point in different directions.\n"
     if any({*step} - rows.keys() for step in rungs.steps):
         text += "- —: a step that the paper does not take.\n"
     if others := [step for step in own_steps if step not in rungs.steps]:

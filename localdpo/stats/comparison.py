@@ -60,7 +60,7 @@ class _Tested:
     def differs(self, column, method, other=None):
         "Whether `method` is apart from `other` (else the reference) by more than noise."
         found, p = self.test(column, method, other)
-        return found.difference.excludes(0) and p < 0.05
+        return found.difference.excludes(0) and p < 0.05 and found.sound
 
     def settled(self, column):
         "Whether the best of a column is better than the second by more than noise."

@@ -36,7 +36,7 @@ def _rows(table, kind):
             rows[method].append(text + more * (method == table.best(column) and table.settled(column)))
     return rows
 
-
+# %% ../../nbs/70_stats/06_tables.ipynb #d645a8fc
 def notes(table):
     "What a reader of the table must know: the size of the evidence, and what is not in it."
     own = [(len(set(one.prompts)), len(one.prompts)) for one in table.columns.values()]
@@ -48,6 +48,12 @@ def notes(table):
     fewest = min(found.difference.prompts for found, _ in table.tests.values())
     if len(table.tests) * 2 / 2**fewest >= 0.05:
         yield f"{fewest} prompts are too few to show any difference in so many tests: all p stay above 0.05."
+    for (column, method, other), (found, _) in table.tests.items():
+        pair = f"{_head(column)}, {method} against {other}"
+        if not found.sound:
+            yield f"{pair}: two prompts have {found.carried:.0%} of the variance, so the mean proves nothing; {method} wins {found.wins.value:.0%}."
+        if found.torn:
+            yield f"{pair}: the mean and the wins ({found.wins.value:.0%}) point in different directions."
     for line in dict.fromkeys(line for own in table.columns.values() for line in own.dropped):
         yield f"Left out for every method: {line}."
 
@@ -101,17 +107,25 @@ def tex(table):
     below = " \\\\\n".join(map(_escaped, notes(table)))
     return "\n".join([*frame, "", rf"{{\footnotesize {below}\par}}"]) + "\n"
 
-
+# %% ../../nbs/70_stats/06_tables.ipynb #d68adfb3
 def every_number(table):
     "One row for each test, with every number."
     names = "column better method other mean other_mean difference low high p p_holm more_than_noise"
-    names += " wins wins_low wins_high prompts videos left_out"
+    names += " wins wins_low wins_high carried prompts videos left_out"
     lines = [names.split()]
     for (column, method, other), (found, p) in table.tests.items():
         means, gap, wins = (table.mean(column, name) for name in (method, other)), found.difference, found.wins
         lines.append([column, "lower" if column in table.lower else "higher", method, other, *means])
         lines[-1] += [gap.value, gap.low, gap.high, found.p, p, table.differs(column, method, other)]
-        lines[-1] += [wins.value, wins.low, wins.high, gap.prompts, found.pairs, len(table.columns[column].dropped)]
+        lines[-1] += [
+            wins.value,
+            wins.low,
+            wins.high,
+            found.carried,
+            gap.prompts,
+            found.pairs,
+            len(table.columns[column].dropped),
+        ]
     csv.writer(text := io.StringIO(), lineterminator="\n").writerows(lines)
     return text.getvalue()
 

@@ -1,6 +1,7 @@
 """Intervals hold what they say, p values are what other libraries compute, and tables average nothing in silence."""
 
 import math
+from dataclasses import replace
 
 import choix
 import krippendorff
@@ -558,9 +559,52 @@ def test_noise_needs_the_corrected_p_and_the_interval_both():
     key = "sharp", "local", "dpo"
     one, p = found.tests[key]
     wide = intervals.Interval(one.difference.value, -1, 1, 24)
-    for changed in ((one, 0.06), (paired.Paired(wide, one.p, one.wins, one.pairs), p)):
+    for changed in ((one, 0.06), (replace(one, difference=wide), p)):
         found.tests[key] = changed
         assert not found.settled("sharp")
+
+
+SPLIT = np.r_[np.full(45, 0.1), -1.5, -2.0, -2.5]  # better on 45 prompts, far worse on three
+
+
+def test_two_prompts_that_carry_a_difference_are_noticed_and_nothing_is_marked():
+    even = np.random.default_rng(0).normal(0.5, 1, 48)
+    assert compare(even, 0 * even).sound and compare(even, 0 * even).carried < 0.35
+    far = np.r_[np.full(46, 0.1), 30.0, 20.0]
+    found = compare(far, 0 * far)
+    assert not found.sound and found.carried > 0.9
+    assert compare(far[-6:], 0 * far[-6:]).sound  # of six, two have much in any case
+    table = [
+        dict(method=m, prompt=f"p{i}", seed=0, mark=float(v))
+        for m, own in (("a", 0 * far), ("b", 0.3 + far))
+        for i, v in enumerate(own)
+    ]
+    table = comparison.compare(table, ["mark"], "a")
+    assert table.tests["mark", "b", "a"][1] < 0.05 and not table.differs("mark", "b") and not table.settled("mark")
+    assert "two prompts have 9" in table.printed("md") and "†" not in table.printed("md").splitlines()[3]
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_mean_that_contradicts_the_wins_is_told(lower):
+    gaps = -SPLIT if lower else SPLIT
+    found = replace(
+        compare(gaps, 0 * gaps, lower=lower),
+        difference=intervals.Interval(gaps.mean(), *sorted([1.5 * gaps.mean(), 0.1 * gaps.mean()]), 48),
+    )
+    assert found.wins.value > 0.9 and found.torn
+    assert not replace(
+        found, difference=intervals.Interval(-gaps.mean(), *sorted([-1.5 * gaps.mean(), -0.1 * gaps.mean()]), 48)
+    ).torn
+    assert not replace(found, difference=intervals.Interval(gaps.mean(), -1, 1, 48)).torn
+
+
+def test_a_studentised_flip_orders_as_the_plain_one_does():
+    "The sum of squares is the same for all flips, so t grows with the mean, and p is the same."
+    x = np.random.default_rng(3).standard_t(2, 12)
+    flips = (2.0 * (np.arange(2**12)[:, None] >> np.arange(12) & 1) - 1) * x
+    t = np.abs(stats.ttest_1samp(flips, 0, axis=1).statistic)
+    own = abs(stats.ttest_1samp(x, 0).statistic)
+    assert np.isclose((t >= own - 1e-9).mean(), sign_flip(x))
 
 
 @pytest.mark.slow(1)
