@@ -191,6 +191,7 @@ def edit(path, old, new):
 @pytest.fixture
 def checkout(tmp_path):
     "A copy of the checkout to break things in."
+    heavy = dict(ignore=shutil.ignore_patterns("weights", "__pycache__"))
     root, files = paths.root(), "settings.ini pyproject.toml environment.yml constraints.txt README.md LICENSE"
     for name in [
         *"nbs localdpo .github reports/README.md THIRD_PARTY.md CITATION.cff tests/test_floors.py".split(),
@@ -198,5 +199,5 @@ def checkout(tmp_path):
     ]:
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(root / name, tmp_path / name)
+        copy(root / name, tmp_path / name, **heavy if copy is shutil.copytree else {})
     return tmp_path

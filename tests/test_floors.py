@@ -198,13 +198,13 @@ def copy(tmp_path_factory):
 )
 def test_a_changed_module_changes_the_fingerprint_of_the_steps_that_use_it(copy, monkeypatch, module, step, others):
     monkeypatch.setattr(fingerprints, "PACKAGE", copy)
-    fingerprints._module.cache_clear(), fingerprints._asked.cache_clear()
+    fingerprints._module.cache_clear()
     notebooks = paths.notebooks() / "rerun/steps"
     before = {name: fingerprints.fingerprint(notebooks / f"{name}.ipynb") for name in [step, *others]}
     with open(copy / f"{module}.py", "a") as file:
         file.write("\nCHANGED = 1\n")
     after = {name: fingerprints.fingerprint(notebooks / f"{name}.ipynb") for name in before}
-    fingerprints._module.cache_clear(), fingerprints._asked.cache_clear()
+    fingerprints._module.cache_clear()
     assert {name for name in before if before[name] != after[name]} == {step}
 
 

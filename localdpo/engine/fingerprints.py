@@ -96,16 +96,17 @@ MATTER = ("av", "diffusers", "numpy", "peft", "torch", "transformers")  # packag
 
 def packages(*sources):
     "Those of the packages that matter which pieces of source import, with their versions."
-    named = {name.partition(".")[0] for source in sources for name in _imported(ast.parse(source))}
-    return [f"{name} {version}" for name, version in versions(sorted(named & {*MATTER})).items()]
+    named = {*MATTER} & set().union(*map(_imported, sources))
+    return [f"{name} {version}" for name, version in versions(sorted(named)).items()]
 
 
-def _imported(tree):
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module
+@cache
+def _imported(source):
+    "The packages that a piece of source imports."
+    nodes = [*ast.walk(ast.parse(source))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.partition(".")[0] for name in names}
 
 
 def fingerprint(path):

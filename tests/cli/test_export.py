@@ -57,6 +57,7 @@ def changed(run, change, header=None):
     save_file(matrices, file, was if header is None else header)
 
 
+@pytest.mark.slow(1)
 def test_plain_diffusers_draws_the_same_clip_with_the_exported_file(run, tmp_path):
     report = export(run, "diffusers", tmp_path / "out")
     assert report.file == tmp_path / "out" / adapters.FILE and report.matched == report.total > 0
@@ -94,6 +95,7 @@ def test_the_file_for_comfyui_has_every_key_and_its_alpha(run, tmp_path):
     assert {value.item() for key, value in tensors.items() if key.endswith(".alpha")} == {12.0}
 
 
+@pytest.mark.slow(1)
 def test_diffusers_reads_the_wan_file_for_comfyui_to_the_same_clip(wan, tmp_path):
     file = export(wan, "comfyui", tmp_path / "mine.safetensors").file
     ours, plain = (backbones.load("tiny-wan-1.3b", "cpu") for _ in range(2))

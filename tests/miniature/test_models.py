@@ -189,6 +189,7 @@ def test_the_comparison_of_objectives_runs_small_and_draws_nothing_twice(tmp_pat
     assert len(results[0]) >= 3 and results[0] == results[1]
 
 
+@pytest.mark.slow(1)
 def test_a_deeper_model_starts_where_a_smaller_one_ended(monkeypatch):
     size = models.SIZES["tiny-cogvideox-2b"]
     monkeypatch.setitem(models.SIZES, "deeper-2b", size | dict(num_layers=size["num_layers"] + 2))

@@ -286,6 +286,7 @@ def damage(file, draw):
     return kind, changed
 
 
+@pytest.mark.slow(1)
 def test_none_of_a_hundred_corruptions_is_accepted_silently(whole, tmp_path):
     draw, good = random.Random(3), list(pairs.PairStore(whole))
     files = sorted(file.name for file in whole.glob("*") if file.suffix != ".csv")

@@ -17,6 +17,7 @@ def test_a_look_is_drawn_and_measured_once(tmp_path):
     assert all(np.array_equal(first[column], again[column]) for column in first)
 
 
+@pytest.mark.slow(1)
 def test_every_setting_has_looks_of_its_own(tmp_path):
     places = {
         Looks(tmp_path, split, count, seed)._place(name, steps, scale, "npy")

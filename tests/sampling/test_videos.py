@@ -97,6 +97,7 @@ def test_the_noise_depends_on_prompt_id_and_seed_and_on_nothing_else(tiny, run, 
     assert (torch.corrcoef(flat) - torch.eye(4)).abs().max() < 0.15
 
 
+@pytest.mark.slow(1)
 def test_the_size_of_a_batch_moves_last_bits_only_and_is_not_mixed(tiny, tmp_path):
     clips = {}
     for batch in (1, 3):
@@ -109,6 +110,7 @@ def test_the_size_of_a_batch_moves_last_bits_only_and_is_not_mixed(tiny, tmp_pat
         sample(tiny, PROMPTS[:3], tmp_path / "1", batch=3, lossless=True, **FEW)
 
 
+@pytest.mark.slow(1)
 def test_neighbours_in_a_batch_do_not_matter(tiny, tmp_path):
     all_of_them = sample(tiny, PROMPTS[:4], tmp_path / "all", batch=3, **FEW)["videos"]
     some = sample(tiny, [PROMPTS[3], PROMPTS[1]], tmp_path / "some", batch=3, **FEW)["videos"]

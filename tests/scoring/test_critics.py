@@ -55,6 +55,7 @@ def spoiled(flaw, strength=None, count=160):
     return np.stack([frames for frames, _ in pairs]), [spec for _, spec in pairs]
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("flaw", flaws.SEEN_BY)
 def test_each_head_prefers_the_clean_clip_to_its_own_flaws(critic, marks, flaw):
     head = flaws.SEEN_BY[flaw]
@@ -62,6 +63,7 @@ def test_each_head_prefers_the_clean_clip_to_its_own_flaws(critic, marks, flaw):
     assert interval(share, len(ITEMS))[1] >= 0.9, f"{head} prefers the clean clip to one with {flaw} in {share:.1%}"
 
 
+@pytest.mark.slow(1)
 def test_over_all_its_flaws_each_head_is_right_nine_times_in_ten(critic, marks):
     for head in HEADS:
         shares = [
@@ -72,6 +74,7 @@ def test_over_all_its_flaws_each_head_is_right_nine_times_in_ten(critic, marks):
         assert interval(np.mean(shares), len(ITEMS) * len(shares))[0] >= 0.9, f"{head}: {shares}"
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("flaw", flaws.SEEN_BY)
 def test_what_is_not_its_business_moves_a_head_little(critic, marks, flaw):
     for head in HEADS:

@@ -1,5 +1,6 @@
 "The log of a run is never changed or shortened without a word."
 
+import shutil
 import warnings
 
 import pytest
@@ -8,10 +9,15 @@ from test_loop import alarms, checkpoints, run
 from localdpo.ground.errors import Refused
 
 
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("four") / "run", steps=4)
+
+
 @pytest.fixture
-def begun(tmp_path):
+def begun(four, tmp_path):
     "A run of four steps, and its log."
-    return run(tmp_path / "run", steps=4), tmp_path / "run/metrics.jsonl"
+    return shutil.copytree(four, tmp_path / "run"), tmp_path / "run/metrics.jsonl"
 
 
 def damaged(log, change):
@@ -79,12 +85,12 @@ def test_of_a_checkpoint_without_a_log_the_lost_steps_are_named(begun):
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "run.json", "checkpoints", "adapter"])
-def test_a_folder_in_the_place_of_a_file_or_a_file_for_a_folder_is_refused_before_the_first_step(tmp_path, name):
-    folder = run(tmp_path / "run", steps=2)
+def test_a_folder_in_the_place_of_a_file_or_a_file_for_a_folder_is_refused_before_the_first_step(begun, tmp_path, name):
+    folder, _ = begun
     place = folder / name
     place.rename(tmp_path / "moved away")
     place.mkdir() if "." in name else place.write_text("a letter")
     before = sorted(folder.rglob("*"))
     with pytest.raises(Refused, match=rf"{name}: is a {'folder' if '.' in name else 'file'}.*\n.*move it away"):
-        run(folder, steps=4)
+        run(folder, steps=6)
     assert sorted(folder.rglob("*")) == before
