@@ -123,7 +123,7 @@ def read(path, alpha=None):
         then = "pass alpha=, the one it was trained with; the authors' release uses 128"
         raise Refused(file, "does not say its alpha, so its strength is unknown", then)
     if alpha not in (None, stated):
-        raise Refused(f"alpha {alpha}", f"is not the {stated} that {file} states", "leave alpha out")
+        raise Refused(f"alpha {alpha:g}", f"is not the {stated:g} that {file} states", "leave alpha out")
     return Adapter(str(file), matrices, *ranks, stated, header.get("localdpo", {}))
 
 # %% ../../nbs/20_backbones/04_adapters.ipynb #f4ecf100

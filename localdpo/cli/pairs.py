@@ -80,7 +80,7 @@ def _world(text):
 # %% ../../nbs/95_cli/04_pairs.ipynb #e4554685
 def _of_store(found):
     "The settings in the store.json of a finished store."
-    if {"identity", "blocks"} <= found.keys():
+    if fields.written_by(found) == "pairs build":
         return {name: found[name] for name in fields.described(PairConfig) if name in found}
 
 

@@ -78,7 +78,7 @@ BESIDE = ("seeds", "seed", "adapter", "long_captions")  # the settings, since th
 
 def of_videos(found):
     "The settings in the manifest.json or settings.json of a folder of videos."
-    if isinstance(found.get("settings"), dict) and "identity" in found["settings"]:
+    if fields.written_by(found) == "sample" and isinstance(found["settings"], dict):
         known = found["settings"] | {name: found[name] for name in BESIDE if name in found}
         return {name: known[name] for name in (*fields.described(SampleConfig), "adapter") if name in known}
 

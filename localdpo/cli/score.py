@@ -47,7 +47,7 @@ class ScoreConfig:
 
 def of_table(found):
     "The settings in the provenance of a table of scores."
-    if {"scorers", "table"} <= found.keys():
+    if fields.written_by(found) == "score":
         return dict(scorers=list(found["scorers"]))
 
 # %% ../../nbs/95_cli/07_score.ipynb #d1fed213

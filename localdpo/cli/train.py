@@ -75,7 +75,7 @@ def recipe_settings(args):
 
 def of_run(found):
     "The settings in the run.json of a run; where it was written is left out."
-    if {"identity", "config"} <= found.keys():
+    if fields.written_by(found) == "train":
         return {name: given for name, given in found["config"].items() if name != "out"} | dict(
             recipe=found["identity"]["recipe"]
         )

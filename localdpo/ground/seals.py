@@ -64,13 +64,26 @@ def differences(a, b, name=""):
 
 def changes(old, new):
     "In which settings `new` differs from `old`, each with both values."
-    return [f"{name} was {_value(old, name)}, is {_value(new, name)}" for name in differences(old, new)]
+    found = []
+    for name in differences(old, new):
+        was, now = (_value(settings, name, _short) for settings in (old, new))
+        if was == now:  # they differ in later digits
+            was, now = (_value(settings, name) for settings in (old, new))
+        found.append(f"{name} was {was}, is {now}")
+    return found
 
 
-def _value(settings, name):
+def _short(value):
+    "A value with six digits of each number that is not whole."
+    if isinstance(value, list | tuple):
+        return [_short(one) for one in value]
+    return float(f"{value:g}") if isinstance(value, float) else value
+
+
+def _value(settings, name, form=lambda value: value):
     for part in name.split("."):
         settings = settings.get(part) if isinstance(settings, dict) else None
-    text = "none" if settings is None else json.dumps(settings)
+    text = "none" if settings is None else json.dumps(form(settings))
     if len(text) == 66 and not set(text) - set('"0123456789abcdef'):  # a sum, whose first digits are enough
         return text[1:11] + "..."
     return text if len(text) <= 40 else text[:40] + "..."

@@ -82,5 +82,5 @@ def few(names, most=3, between=", "):
 
 def near(word, known):
     "Advice for somebody who wrote `word`, which is not among `known`."
-    found = difflib.get_close_matches(str(word), known, 1, 0.4)
+    found = difflib.get_close_matches(str(word), known, 1, 0.5)
     return (f"did you mean {found[0]}? " if found else "") + f"there are {', '.join(known)}"

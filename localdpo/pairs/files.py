@@ -162,7 +162,7 @@ def pair_faults(pair, settings):
         if settings.get("masked") and (changed & ~pair.mask.bool()).any():
             faults.append("loser differs from its winner outside the mask")
     if pair.noise_alpha is not None and not 0 < pair.noise_alpha <= 1:
-        faults.append(f"noise_alpha is {pair.noise_alpha}")
+        faults.append(f"noise_alpha is {pair.noise_alpha:g}")
     if not pair.prompt.strip():
         faults.append("caption is empty")
     return faults

@@ -9,7 +9,7 @@ __all__ = ['Prompt', 'as_prompts', 'checked', 'read_prompts']
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..clips.captions import caption_fault, caption_rows
+from ..clips.captions import caption_fault, caption_rows, odd_byte, recode
 from ..ground.errors import Refused
 
 # %% ../../nbs/15_prompts/02_files.ipynb #745d7162
@@ -65,6 +65,17 @@ def checked(rows):
     return [prompt for _, prompt in found.values()]
 
 # %% ../../nbs/15_prompts/02_files.ipynb #c26adfb3
+def _check_encoding(path, place, row):
+    "Refuse a row of the file `path` that is not in UTF-8, or was made UTF-8 twice."
+    for name in ("prompt", "id", "short"):
+        text = row.get(name) if isinstance(row.get(name), str) else ""
+        what = "an id" if name == "id" else f"a {name}"
+        if odd := odd_byte(text):
+            raise Refused(place, f"has {what} that is not UTF-8 text: {odd}", recode(path))
+        if "wrong encoding" in (fault := caption_fault(text) or ""):
+            raise Refused(place, fault.replace("a caption", what), recode(path, "utf-8", "cp1252"))
+
+
 def read_prompts(path):
     "The prompts in a file: .txt with one a line, or .jsonl, .csv or .parquet with `id` and `prompt`."
     path = Path(path)
@@ -76,6 +87,8 @@ def read_prompts(path):
     for place, row in rows:
         if path.suffix == ".csv" and isinstance(row, dict) and "\n" in str(row.get("prompt")):
             raise Refused(path.parent / place, "has a prompt of several lines", "look for a quote that is not closed")
+        if isinstance(row, dict):
+            _check_encoding(path, path.parent / place, row)
     if not rows:
         raise Refused(path, "holds no prompts", "write one in each line")
     return checked((str(path.parent / place), row) for place, row in rows)
@@ -85,7 +98,9 @@ def _lines(path):
     if not path.exists():
         raise Refused(path, "does not exist", "check the path")
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        if (data := path.read_bytes())[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise Refused(path, "is in UTF-16", recode(path, "utf-16"))
+        text = data.decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise Refused(path, f"cannot be read ({error.strerror})", "name a file of text that you may read") from error
     return [(f"{path.name} line {i}", _row(line.strip())) for i, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -16,7 +16,7 @@ from ..backbones.captions import read_caption
 from ..backbones.identity import identity
 from ..ground.devices import free_memory
 from ..ground.errors import Failed, Refused
-from ..ground.words import check_size, check_whole, counted
+from ..ground.words import check_seed, check_size, check_whole, counted
 from ..prompts.files import Prompt as Prompt
 from ..prompts.files import as_prompts
 from ..prompts.files import read_prompts as read_prompts
@@ -88,7 +88,7 @@ FPS = {"CogVideoX": 8, "Wan": 16}  # at which the models were trained
 def check_values(seeds, seed, size, steps, cfg_scale, fps, batch, lossless=False, long_captions="refuse"):
     "Refuse values that make no video, whatever the model."
     check_whole("seeds", seeds, 1)
-    check_whole("seed", seed, 0)
+    check_seed(seed), check_seed(seed + seeds - 1)
     check_whole("steps", steps, 1, 1000)
     check_whole("batch", batch, 1)
     for name, value, least in (("cfg_scale", cfg_scale, 0), ("fps", 1 if fps is None else fps, 0.1)):
@@ -130,9 +130,7 @@ def _check_size(backbone, size, batch):
     needed = 6 * 4 * batch * latents + pixels * (backbone.vae.dtype.itemsize + 4 + 1)
     free = free_memory(backbone.device)
     if free is not None and needed > SHARE * free:
-        why = (
-            f"need at least {needed / 2**30:.1f} GiB on {backbone.device}, of which {max(free, 0) / 2**30:.1f} are free"
-        )
+        why = f"{'needs' if batch == 1 else 'need'} at least {needed / 2**30:.1f} GiB on {backbone.device}, of which {max(free, 0) / 2**30:.1f} are free"
         then = f"use smaller or fewer frames: {SHARE:.0%} of the free memory may be planned for"
         raise Refused(f"{counted(batch, 'video')} of {'x'.join(map(str, size))}", why, then)
 

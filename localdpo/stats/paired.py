@@ -158,7 +158,11 @@ def holm(ps):
     "Holm's adjusted p values, in the order given."
     ps = np.asarray(ps, np.float64)
     if ps.ndim != 1 or not ((ps >= 0) & (ps <= 1)).all():
-        raise Refused(f"p values {ps.tolist()}", "do not all lie between 0 and 1", "pass a list of p values")
+        raise Refused(
+            f"p values {', '.join(f'{p:g}' for p in ps.ravel())}",
+            "do not all lie between 0 and 1",
+            "pass a list of p values",
+        )
     order = np.argsort(ps, kind="stable")
     adjusted = np.empty(len(ps))
     adjusted[order] = np.maximum.accumulate(ps[order] * np.arange(len(ps), 0, -1)).clip(max=1)

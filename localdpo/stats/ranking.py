@@ -12,6 +12,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ..ground.errors import Failed, Refused
+from ..ground.words import counted
 from . import intervals
 from .intervals import Interval, at, labels, reach, resamples
 
@@ -120,7 +121,8 @@ def rank(votes, *drawn, prior=0.0, draws=1000, seed=0):
     methods, each = tally(votes)
     names = [np.unique(labels(own, "prompt or rater"), return_inverse=True) for own in drawn or [np.arange(len(each))]]
     if any(len(which) != len(each) for _, which in names) or any(len(own) < 2 for own, _ in names):
-        raise Refused(f"{len(each)} votes", "need a prompt each, and two or more prompts", "pass one label a vote")
+        why = f"{'needs' if len(each) == 1 else 'need'} a prompt each, and two or more prompts"
+        raise Refused(counted(len(each), "vote"), why, "pass one label a vote")
     more = prior * (1 - np.eye(len(methods)))
     wins = each.sum(0) + more
     check(methods, wins)

@@ -65,6 +65,36 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, said):
     assert said in str(refused.value)
 
 
+WRITTEN = {
+    "train": '{"model": "m", "identity": {}, "config": {}}',
+    "pairs build": '{"format": 1, "identity": {}, "blocks": []}',
+    "sample": '{"settings": {"identity": {}}, "seeds": 1, "adapter": null}',
+    "score": '{"format": 1, "scorers": {}, "table": {}}',
+}
+
+
+@pytest.mark.parametrize("word", WRITTEN)
+def test_the_file_of_another_command_is_named_as_such(tmp_path, monkeypatch, capsys, word):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.json").write_text(WRITTEN[word])
+    words = {
+        "train": "m st",
+        "pairs build": "st --model m --world raw:1",
+        "sample": "m --prompt a --out x",
+        "score": "v",
+    }
+    for other in words.keys() - {word}:
+        assert cli.main([*other.split(), *words[other].split(), "--config", "odd.json"]) == 2
+        said = capsys.readouterr().err
+        assert f"odd.json: was written by `localdpo {word}`, whose settings are others" in said
+        assert "did you mean" not in said
+
+
+def test_a_key_like_no_other_gets_no_guess(tmp_path):
+    with pytest.raises(Refused, match="mine.yaml: format: is an unknown setting\n  -> there are out, steps"):
+        asked(tmp_path, "format: 1")
+
+
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
     with pytest.raises(Refused, match="gone.yaml: does not exist"):
         train.asked(read(train, TINY, "pairs", "--config", tmp_path / "gone.yaml"))

@@ -459,6 +459,8 @@ def test_other_settings_are_refused_with_old_and_new_values_before_anything_is_w
     with pytest.raises(Refused, match=r"other settings: its clips or captions changed \(block 0\)\n"):
         build(backbone, [*clips[1:], clips[0]._replace(prompt=PROMPT)], store, CONFIG)
     monster = "2" + "1" * 63
+    assert changes(dict(a=1 / 3, b=[0.1 + 0.2]), dict(a=1, b=[1])) == ["a was 0.333333, is 1", "b was [0.3], is [1]"]
+    assert changes(dict(a=0.3), dict(a=0.1 + 0.2)) == ["a was 0.3, is 0.30000000000000004"]
     assert changes(dict(a=dict(b=None), c=1), dict(a=dict(b=monster))) == [
         "a.b was none, is 2111111111...",
         "c was 1, is none",

@@ -199,6 +199,12 @@ def test_a_video_of_a_batch_that_is_whole_is_left_alone(tiny, tmp_path):
 
 
 @pytest.mark.slow(1)
+def test_a_negative_seed_is_a_seed_of_its_own(tiny, tmp_path):
+    manifest = sample(tiny, PROMPTS[:1], tmp_path / "out", seed=-1, seeds=3, lossless=True, **FEW)
+    assert [entry["seed"] for entry in manifest["videos"]] == [-1, 0, 1]
+    assert len({entry["sha256"] for entry in manifest["videos"]}) == 3
+
+
 def test_more_seeds_and_prompts_add_to_a_folder(tiny, tmp_path, made):
     sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
     before = contents(tmp_path / "out", "videos", "records")
@@ -349,7 +355,8 @@ def test_a_wan_is_sampled_by_name_alone(tmp_path):
         (dict(steps=1001), "steps 1001"),
         (dict(steps=2.5), "steps 2.5"),
         (dict(seeds=0), "seeds 0"),
-        (dict(seed=-1), "seed -1"),
+        (dict(seed=2**63), "seed 9223372036854775808"),
+        (dict(seed=2**63 - 1, seeds=2), "seed 9223372036854775808"),
         (dict(seed=True), "seed True"),
         (dict(batch=0), "batch 0"),
         (dict(cfg_scale=float("nan")), "cfg_scale nan"),
@@ -393,7 +400,7 @@ def test_a_prompt_longer_than_the_model_reads_is_refused_or_cut_and_written_down
 @pytest.mark.parametrize(
     "size, said",
     [
-        ((9, 12000, 12000), "1 video of 9x12000x12000: need.* at least .* GiB on cpu"),
+        ((9, 12000, 12000), "1 video of 9x12000x12000: needs at least .* GiB on cpu"),
         ((9, 32000, 32000), "size 9x32000x32000: has more than"),
         ((9, 3200000, 3200000), "size 9x3200000x3200000: has more than"),
     ],
@@ -577,7 +584,7 @@ def test_prompts_are_read_from_texts_rows_and_tables(tmp_path):
         ("a.csv", b"id,prompt\n", "a.csv: holds no prompts"),
         ("a.txt", b"a disc\na ring\na disc\n", r"a.txt line 3: has the id 'a disc', as .*line 1"),
         ("a.txt", b"a disc\ncaf\xe9\n", "a.txt line 2: has a prompt that is not UTF-8"),
-        ("a.txt", "a disc".encode("utf-16"), "a.txt line 1: has a prompt that is not UTF-8"),
+        ("a.txt", "a disc".encode("utf-16"), "a.txt: is in UTF-16"),
         ("a.txt", "a caf\u00c3\u00a9".encode(), "a.txt line 1: .*wrong encoding"),
         ("a.txt", b"\n \n", "a.txt: holds no prompts"),
         ("a.yaml", b"- x", "a.yaml: is in no form"),
@@ -607,6 +614,27 @@ def test_words_that_a_model_never_saw_are_named_with_file_and_line(tiny, tmp_pat
     with pytest.raises(Refused, match="^prompt 'a rde disc': has words"):
         sample(tiny, [TEXTS[0], "a rde disc"], tmp_path / "out", **FEW)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, data, place, byte",
+    [
+        ("a.txt", "a red disc\na grün disc\n", "a.txt line 2", "character 5 is the byte 0xFC"),
+        ("a.csv", "id,prompt\n1,a red disc\na grün disc,x\n", "a.csv row 2", "character 5 is the byte 0xFC"),
+        ("a.jsonl", '{"id": "ü", "prompt": "a red disc"}', "a.jsonl line 1", "character 1 is the byte 0xFC"),
+    ],
+)
+def test_a_file_in_another_encoding_is_told_how_to_be_converted(tmp_path, name, data, place, byte):
+    (tmp_path / name).write_bytes(data.encode("cp1252"))
+    with pytest.raises(Refused) as refusal:
+        read_prompts(tmp_path / name)
+    assert refusal.value.what.endswith(place) and "is not UTF-8" in refusal.value.why and byte in refusal.value.why
+    words = refusal.value.then.partition("as in: ")[2]
+    assert subprocess.run(words, shell=True, check=True).returncode == 0
+    assert "ü" in "".join(prompt.id for prompt in read_prompts(tmp_path / f"utf8-{name}"))
+    (tmp_path / name).write_bytes(data.encode("utf-16"))
+    with pytest.raises(Refused, match=f"{name}: is in UTF-16\n.*iconv -f utf-16 -t utf-8"):
+        read_prompts(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["gone.txt", "gone.jsonl", "gone.csv"])

@@ -319,6 +319,8 @@ def test_a_data_frame_is_a_table_too():
         (lambda: mean_interval([1, 2, 3], [None, "a", "b"]), "value 1: has no prompt"),
         (lambda: mean_interval([1, 2, 3], ["a", math.nan, "b"]), "value 2: has no prompt"),
         (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, ["a", None] * 9), "value 2: has no prompt or rater"),
+        (lambda: ranking.rank([(1, 2, "win")]), "1 vote: needs a prompt"),
+        (lambda: holm([1.1, 1 / 3]), "p values 1.1, 0.333333: do not all lie"),
         (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, prior=-1), "prior=-1: is not a number of votes"),
         (lambda: ranking.rank([(1, 2, "win"), (2, 1, "win")] * 9, draws=0), "draws=0: is not a number of resamples"),
         (
