@@ -243,6 +243,7 @@ def test_thirty_killed_builders_go_on_to_the_same_bytes(backbone, clips, whole, 
     assert survive(backbone, clips, whole, tmp_path, kills=30, seed=2) == 30
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_kill_at_each_place_of_each_save_leaves_nothing_behind(backbone, clips, whole, tmp_path, place, monkeypatch):
     # blocks are copied instead of made: this is about files

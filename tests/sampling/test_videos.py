@@ -205,6 +205,7 @@ def test_a_negative_seed_is_a_seed_of_its_own(tiny, tmp_path):
     assert len({entry["sha256"] for entry in manifest["videos"]}) == 3
 
 
+@pytest.mark.slow(1)
 def test_more_seeds_and_prompts_add_to_a_folder(tiny, tmp_path, made):
     sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
     before = contents(tmp_path / "out", "videos", "records")

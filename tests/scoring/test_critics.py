@@ -86,6 +86,7 @@ def test_what_is_not_its_business_moves_a_head_little(critic, marks, flaw):
             assert abs(gap) <= 0.15, f"{flaw} moves {head} by {gap:.2f}, an average flaw of its own by 1"
 
 
+@pytest.mark.slow(3)
 def test_other_accidents_are_no_excuse_for_a_flaw(critic, marks):
     clean = critic.marks(ELSEWHERE, SPECS)
     shares = {flaw: flaws.preferred(clean[h], marks(critic, flaw)[h]) for flaw, h in flaws.SEEN_BY.items()}

@@ -42,7 +42,7 @@ def test_a_real_clip_of_a_held_out_spec_is_found_again():
     assert is_real(scores(ITEMS[0].clip().frames, ITEMS[0]))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("motion", world.MOTIONS)
 @pytest.mark.parametrize("camera", world.CAMERAS)
 def test_real_clips_of_every_motion_and_camera_are_found_again(motion, camera):
@@ -51,13 +51,13 @@ def test_real_clips_of_every_motion_and_camera_are_found_again(motion, camera):
         assert is_real(SCORER.score(world.render(spec, seed).frames, world.prompt(spec), 8)), (spec, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("frames, size", [(2, 32), (5, 48), (17, 32)])
 def test_real_clips_of_other_sizes_are_found_again(frames, size):
     assert is_real(scores(ITEMS[1].clip(frames, size).frames, ITEMS[1]))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_a_file_costs_less_than_weak_blur_of_the_sprite(tmp_path):
     for item in ITEMS[:6]:
         video.write(tmp_path / "clip.mp4", item.clip().frames, 8)
@@ -66,7 +66,7 @@ def test_a_file_costs_less_than_weak_blur_of_the_sprite(tmp_path):
         assert row["change_error"] < 0.02 and row["pixel_correlation"] > 0.95 and row["gradient_correlation"] > 0.88
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("flaw", [*pools.SPATIAL, *pools.TEMPORAL])
 def test_every_flaw_costs_more_as_it_grows(flaw):
     means = [spoiled(flaw, strength) for strength in (0.1, 0.5, 1.0)]
@@ -75,7 +75,7 @@ def test_every_flaw_costs_more_as_it_grows(flaw):
         assert steps == sorted(set(steps)) and steps[1] > 10 * max(steps[0], 1e-4), (name, steps)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("kind", pools.SMEARS)
 def test_details_cost_more_the_more_they_are_smeared(kind, monkeypatch):
     monkeypatch.setattr(pools, "SMEARS", {kind: pools.SMEARS[kind]})
@@ -102,7 +102,7 @@ def test_a_sprite_that_strays_from_its_path_costs_edges_and_no_details():
     assert row["edge_error"] > 0.1 and row["detail_error"] < 0.02, row
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("flaw", ["noise", "shake", "flicker", "cut"])
 def test_what_comes_and_goes_costs_more_over_time_than_what_stays(flaw):
     assert spoiled(flaw, 1.0)["change_error"] > 2 * spoiled("blur", 1.0)["change_error"]
@@ -126,14 +126,14 @@ def test_a_blank_clip_has_all_its_edges_missing(level):
     assert row["pixel_correlation"] == row["gradient_correlation"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_noise_scores_badly_everywhere():
     frames = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     row = scores(frames, ITEMS[0])
     assert row["pixel_error"] > 0.2 and row["edge_error"] > 0.7 and row["gradient_correlation"] < 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_blur_earns_next_to_nothing_at_edges_that_are_out_of_place():
     for item in ITEMS[:3]:
         shaken = pools.spoil(item.clip().frames, "shake", 0.3, generator(seed=0, id=item.id, purpose="flaw"))
@@ -143,7 +143,7 @@ def test_blur_earns_next_to_nothing_at_edges_that_are_out_of_place():
         assert min(costs) > costs[0] - 0.02 and costs[3] > costs[0] + 0.05, costs
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_blur_earns_little_even_in_a_clip_of_another_prompt():
     for item, wrong in zip(ITEMS[:3], ITEMS[3:6], strict=True):
         frames = wrong.clip().frames

@@ -19,6 +19,7 @@ def called(name):
     return type(model)(model.pipeline, name)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("first, then", [("tiny-wan-1.3b", "/disk/my copy"), ("/disk/my copy", "tiny-wan-1.3b")])
 def test_a_run_goes_on_with_the_same_weights_under_another_name(tmp_path, first, then):
     with pytest.raises(Stop):
