@@ -138,18 +138,18 @@ SMEARS = {"soft": _blur, "dragged": _drag, "molten": _melt}
 
 # %% ../../nbs/10_clips/02_pools.ipynb #5c90223e
 def smear(clip, strength, rng):
-    "`clip` with a part of its sprite smeared, for at least half of its frames."
+    "`clip` with a part of its sprite smeared, for two thirds of its frames or more."
     count, height, width = clip.mask.shape
     rows, columns = np.indices((height, width))
     size = np.maximum(clip.mask.sum((1, 2)), 1)
     radius = np.sqrt(size / np.pi)
-    away, angle, reach = rng.uniform(0, 0.5), rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.1)
+    away, angle, reach = rng.uniform(0, 0.4), rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.3)
     y, x = ((clip.mask * place).sum((1, 2)) / size for place in (rows, columns))
     y, x = y + away * radius * np.sin(angle), x + away * radius * np.cos(angle)
     far = np.hypot(rows - y[:, None, None], columns - x[:, None, None]) / (reach * radius)[:, None, None]
     shown = np.clip(3 * (1.15 - far), 0, 1)
     frames = clip.frames.astype(float)
-    length = rng.integers((count + 1) // 2, count + 1)
+    length = rng.integers(2 * count // 3, count + 1)
     begin = rng.integers(0, count - length + 1)
     shown[:begin] = shown[begin + length :] = 0
     spoiled = SMEARS[str(rng.choice(list(SMEARS)))](frames, strength, rng)
@@ -196,7 +196,7 @@ class Item(NamedTuple):
         return clip._replace(frames=spoil(clip.frames, self.flaw, self.strength, rng, other))
 
 
-SMEARED = 0.8  # share of the raw pool with smeared details
+SMEARED = 0.9  # share of the raw pool with smeared details
 FLAWED = 0.4  # share of it with a flaw of another kind
 
 # %% ../../nbs/10_clips/02_pools.ipynb #675c2d6e
@@ -219,6 +219,6 @@ def pool(name, count, split="train", seed=0):
         if flaw == "caption":
             caption = misspell(spec, strength, rng)
         chance = generator(seed=seed, id=i, purpose=f"{name} {split} smear")
-        smeared = chance.uniform(0.2, 1) if name == "raw" and chance.random() < SMEARED else 0.0
+        smeared = chance.uniform(0.4, 1) if name == "raw" and chance.random() < SMEARED else 0.0
         items.append(Item(f"{name}-{split.replace(' ', '-')}-{seed}-{i}", spec, caption, flaw, strength, smeared))
     return items

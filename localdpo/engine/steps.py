@@ -102,6 +102,11 @@ class Paper(Values):
         return ["baseline", *self.methods, *(["real"] if self.world else [])]
 
     @property
+    def told(self):
+        "What a reader of the page must know of the prompts."
+        return "" if self.p["split"] == "test" else " Of validation prompts, to choose settings on: not to be reported."
+
+    @property
     def shown(self):
         "The numbers of the clips on the page."
         return list(range(1, min(4, self.p["prompts"]) + 1))

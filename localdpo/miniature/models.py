@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'TEXT_LENGTH', 'SIZES', 'autoencoder', 'tokenizer', 'text_encoder', 'family', 'transformer', 'scheduler',
-           'assemble', 'backbone', 'inherit', 'release']
+           'assemble', 'backbone', 'inherit', 'release', 'completed']
 
 # %% ../../nbs/25_miniature/01_models.ipynb #83391614
 import copy
 import hashlib
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 from ..clips.world import prompt, specs
@@ -203,3 +206,17 @@ def release(pipeline, folder, run):
     sums = {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     write_json(folder / "checksums.json", sums)
     return folder
+
+# %% ../../nbs/25_miniature/01_models.ipynb #6c9ecfb4
+def completed(folder, out, vae="tiny-cogvideox-2b"):
+    "A copy of the model in `folder`, in the folder `out`, with the autoencoder of the model `vae`."
+    from localdpo.backbones import files
+
+    out = Path(out)
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+            whole = shutil.copytree(folder, Path(temporary) / "model")
+            shutil.copytree(files.find(vae) / "vae", whole / "vae")
+            os.replace(whole, out)
+    return out

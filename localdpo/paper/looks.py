@@ -6,6 +6,7 @@
 __all__ = ['Looks', 'errors']
 
 # %% ../../nbs/75_paper/03_looks.ipynb #3a4c7835
+import hashlib
 import json
 from pathlib import Path
 
@@ -16,6 +17,24 @@ from ..ground.errors import Refused
 from ..ground.paths import atomic, write_json
 from ..ground.progress import progress
 from ..scoring.nearest_real import NearestReal
+
+# %% ../../nbs/75_paper/03_looks.ipynb #8c1e77d0
+def _place(looks, name, backbone, steps, cfg_scale, suffix):
+    "The file of a look: its name says what it was drawn with, and the digest which weights drew it and what measured it."
+    if "/" in name:
+        raise Refused(f"the look {name!r}", "has a slash in its name", "it becomes a file name: use other words")
+    made_by = hashlib.sha256(NearestReal().provenance()["revision"].encode())
+    for key, value in sorted(backbone.transformer.state_dict().items()):
+        made_by.update(key.encode() + value.detach().float().cpu().numpy().tobytes())
+    setting = f"{len(looks.items)} {looks.split} {looks.seed}, {steps} steps, guidance {float(cfg_scale)}"
+    return looks.folder / f"{name}, {setting}, {made_by.hexdigest()[:10]}.{suffix}"
+
+
+def _read(place, reader):
+    try:
+        return reader(place)
+    except (ValueError, EOFError, OSError) as error:
+        raise Refused(place, f"cannot be read ({error})", "remove it: it is made again") from error
 
 # %% ../../nbs/75_paper/03_looks.ipynb #e0fe5872
 class Looks:
@@ -28,33 +47,30 @@ class Looks:
 
     def draw(self, name, backbone, steps, cfg_scale):
         "The clips `[N,T,H,W,3]` that `backbone` draws as it is now, under `name`."
-        place = self._place(name, steps, cfg_scale, "npy")
+        place = _place(self, name, backbone, steps, cfg_scale, "npy")
         if not place.exists():
             drawn = backbone.generate(self.prompts, seed=self.seed, steps=steps, cfg_scale=cfg_scale)
             place.parent.mkdir(parents=True, exist_ok=True)
             with atomic(place) as temporary, open(temporary, "wb") as file:
                 np.save(file, drawn.numpy())
-        return np.load(place)
+        return _read(place, np.load)
 
     def measure(self, name, backbone, steps, cfg_scale):
         "Each error of those clips, a number a prompt."
-        place = self._place(name, steps, cfg_scale, "json")
+        place = _place(self, name, backbone, steps, cfg_scale, "json")
         if not place.exists():
             write_json(place, errors(self.draw(name, backbone, steps, cfg_scale), self.prompts))
-        return {column: np.array(values) for column, values in json.loads(place.read_text()).items()}
+        kept = _read(place, lambda path: json.loads(path.read_text()))
+        return {column: np.array(values) for column, values in kept.items()}
 
     def best(self, name, backbone, steps, scales, column="detail_error"):
         "The guidance among `scales` with the least error: chosen on validation prompts, never on those that are reported."
-        if self.split != "validation":
-            why = "would choose on what is reported, and the choice alone would look like a gain"
-            raise Refused(f"guidance on the {self.split} split", why, "choose on validation, and give its choice here")
+        if self.split != "validation" or not column.endswith("_error"):
+            why = f"would choose by {column} of the {self.split} split, and a choice alone can look like a gain"
+            raise Refused(
+                "the best guidance", why, "choose by an error on validation prompts, and give its choice here"
+            )
         return min(scales, key=lambda scale: self.measure(name, backbone, steps, scale)[column].mean())
-
-    def _place(self, name, steps, cfg_scale, suffix):
-        if "/" in name:
-            raise Refused(f"the look {name!r}", "has a slash in its name", "it becomes a file name: use other words")
-        setting = f"{len(self.items)} {self.split} {self.seed}, {steps} steps, guidance {cfg_scale:g}"
-        return self.folder / f"{name}, {setting}.{suffix}"
 
 # %% ../../nbs/75_paper/03_looks.ipynb #5d1f7a20
 def errors(clips, prompts):

@@ -113,7 +113,7 @@ class Ladder:
 
     def told(self, key):
         found = self.found[key]
-        marks = (" †" if self.sure(key) else "") + (" ‡" if found.torn else "")
+        marks = (" †" if self.sure(key) else "") + (" ‡" if found.torn else "") + ("" if found.sound else " §")
         return f"{signed(found.difference)}, wins {found.wins.value:.0%}{marks}"
 
     @property
@@ -180,7 +180,13 @@ def beside_paper(rungs, rows, own_steps, lead=("imaging_quality", "videoalign_ov
     for column in rungs.scores.columns:
         each.append([f"here: {arrow(rungs.scores, column)}", *(rungs.told((column, *step)) for step in rungs.steps)])
     text = grid(["", *(f"{before} → {after}" for before, after in rungs.steps)], *each)
-    text += f"\n\n- †: more than noise (95% interval, and p < 0.05 after Holm over {len(rungs.found)} tests).\n"
+    text += (
+        f"\n\n- †: more than noise (95% interval, and p < 0.05 after Holm over {counted(len(rungs.found), 'test')}).\n"
+    )
+    if not all(found.sound for found in rungs.found.values()):
+        text += (
+            "- §: two prompts have more than half of the squared differences, so the mean is theirs and gets no mark.\n"
+        )
     if any(found.torn for found in rungs.found.values()):
         text += "- ‡: the mean and the share of prompts won point in different directions.\n"
     if any({*step} - rows.keys() for step in rungs.steps):

@@ -143,13 +143,12 @@ def sign_flip(means, draws=9_999, seed=0):
     return extreme / 2**n if n <= EXACT else (1 + extreme) / (1 + draws)
 
 # %% ../../nbs/70_stats/02_paired.ipynb #c5773795
-MOST = 0.5  # of the variance; where two prompts have more, their mean proves nothing
+MOST = 0.5  # of the squared differences; where two prompts have more, the mean is theirs
 
 
 def carried(means):
-    "The share of the variance of each column of `means`, `[prompts]` or `[prompts,k]`, that its two most extreme prompts have."
-    means = np.asarray(means, np.float64)
-    squares = np.sort((means - means.mean(0)) ** 2, axis=0)
+    "The share of the squares in each column of `means`, `[prompts]` or `[prompts,k]`, that its two largest have."
+    squares = np.sort(np.asarray(means, np.float64) ** 2, axis=0)
     whole = squares.sum(0)
     return np.where(whole > 0, squares[-2:].sum(0) / np.where(whole > 0, whole, 1), 0.0)
 
@@ -177,12 +176,12 @@ class Paired:
     p: float
     wins: Interval
     pairs: int
-    carried: float  # share of the variance that two prompts have
+    carried: float  # share of the squared differences that two prompts have
     lower: bool  # whether less is better
 
     @property
     def sound(self):
-        "Whether the mean is that of many prompts, not of two; of few prompts two always have much."
+        "Whether the mean is that of many prompts, not of two; of fewer than 30, two always have much."
         return self.difference.few or self.carried <= MOST
 
     @property

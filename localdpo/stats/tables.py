@@ -42,7 +42,7 @@ def notes(table):
     own = [(len(set(one.prompts)), len(one.prompts)) for one in table.columns.values()]
     sizes = {f"{counted(prompts, 'prompt')} and {counted(videos, 'video')}" for prompts, videos in own}
     yield f"{' or '.join(sorted(sizes))} a method; best bold, second underlined."
-    yield f"†: better than the second by more than noise (95% interval, and p < 0.05 after Holm over {len(table.tests)} tests)."
+    yield f"†: better than the second by more than noise (95% interval, and p < 0.05 after Holm over {counted(len(table.tests), 'test')})."
     if any(found.difference.few for found, _ in table.tests.values()):
         yield f"With fewer than {ENOUGH} prompts, intervals hold less often than they say."
     fewest = min(found.difference.prompts for found, _ in table.tests.values())
@@ -51,7 +51,7 @@ def notes(table):
     for (column, method, other), (found, _) in table.tests.items():
         pair = f"{_head(column)}, {method} against {other}"
         if not found.sound:
-            yield f"{pair}: two prompts have {found.carried:.0%} of the variance, so the mean proves nothing; {method} wins {found.wins.value:.0%}."
+            yield f"{pair}: two prompts have {found.carried:.0%} of the squared differences, so there is no mark; {method} wins {found.wins.value:.0%}."
         if found.torn:
             yield f"{pair}: the mean and the wins ({found.wins.value:.0%}) point in different directions."
     for line in dict.fromkeys(line for own in table.columns.values() for line in own.dropped):

@@ -86,6 +86,18 @@ def _begin(run, log):
         print(f"{run.folder} is finished: {made}{more}; its adapter is {run.folder / 'adapter'}", flush=True)
 
 # %% ../../nbs/40_training/10_opening.ipynb #788f8ccc
+def _keep_longer(run):
+    "Refuse to replace what was learnt in more steps, where no checkpoint is left that would tell of them."
+    adapter = run.folder / "adapter"
+    try:
+        made = json.loads((run.folder / "run.json").read_text())["config"]["steps"]
+    except (OSError, ValueError, LookupError, TypeError):  # a run that does not say how long it is
+        return
+    if run.start == 0 and adapter.is_dir() and made > run.config.steps:
+        why = f"was learnt in {made} steps, no checkpoint is whole, and {run.config.steps} steps would replace it"
+        raise Refused(adapter, why, f"give {made} steps or more, or name another folder with --out")
+
+
 def go_on(run):
     "Go on where the run was stopped; returns the steps that are left."
     if run.main:
@@ -96,6 +108,7 @@ def go_on(run):
     run.made = run.kept = run.start
     _agree(run.accelerator, run.start)
     if run.main:
+        _keep_longer(run)
         _begin(run, log)
         if 0 < run.start < run.config.steps:
             checkpoints.remove(run.folder / "adapter")

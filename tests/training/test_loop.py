@@ -429,6 +429,15 @@ def test_a_finished_run_says_so_and_can_be_made_longer(tmp_path, whole, capsys):
     assert final(run(tmp_path / "run")) == final(whole)
 
 
+def test_a_finished_adapter_without_checkpoints_is_not_replaced_by_a_shorter_run(tmp_path):
+    file = find_adapter(run(tmp_path / "run", steps=3))
+    before = file.read_bytes(), (tmp_path / "run/metrics.jsonl").read_bytes()
+    checkpoints.remove(tmp_path / "run/checkpoints")
+    with pytest.raises(Refused, match="adapter: was learnt in 3 steps.*2 steps would replace it"):
+        run(tmp_path / "run", steps=2)
+    assert before == (file.read_bytes(), (tmp_path / "run/metrics.jsonl").read_bytes())
+
+
 def test_a_longer_run_that_was_stopped_does_not_pass_off_its_old_adapter_as_new(tmp_path):
     run(tmp_path / "run", steps=2)
     assert find_adapter(tmp_path / "run").parent.name == "adapter"

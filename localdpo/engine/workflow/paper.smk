@@ -110,5 +110,5 @@ rule clips:
 rule page:
     input: "tables/table-3.csv", "figures/figure-6.png", "figures/figure-9.png", rules.clips.output
     output: "index.html", "manifest.json"
-    params: about=lambda w: config["about"], names=p.results, code=fingerprints.fingerprint(fingerprints.PACKAGE / "engine/report.py")
+    params: about=lambda w: config["about"] + p.told, names=p.results, code=fingerprints.fingerprint(fingerprints.PACKAGE / "engine/report.py")
     shell: f"{quote(sys.executable)} -m localdpo.engine.report" + " . {params.about:q} {params.names:q}"
