@@ -246,6 +246,17 @@ def fit(spec, frames):
     return Nearest(spec, chance, clip, frames.astype(np.float32) - clip.frames)
 
 # %% ../../nbs/10_clips/04_nearest.ipynb #02d820a8
+def _towards(aim, way, tone, step, damping):
+    "How far place, radius and angle of the sprite are to move in each frame, by damped least squares: `[4,T]`."
+    seen, count = aim.view(way), len(damping)
+    table = np.stack(list(_sprite(way, seen, list(_slopes(aim, seen, tone, step)))))[:, :, 0]
+    table = np.moveaxis(table, 2, 0).reshape(count, 4, -1)
+    gap = np.moveaxis(aim.frames - aim.picture(seen, tone)[0][:, 0], 1, 0).reshape(count, -1, 1)
+    both = (table @ table.swapaxes(1, 2)).astype(float)
+    ridge = np.einsum("tii->ti", both) * damping[:, None] + 1e-3 * np.abs(both).max((1, 2))[:, None] + 1e-9
+    return np.linalg.solve(both + ridge[..., None] * np.eye(4), (table @ gap).astype(float))[..., 0].T
+
+
 def loosen(found, frames, steps=(1.5, 1.0, 0.7, 0.5, 0.3, 0.3)):
     "The path of the sprite of `found` that is free to follow `frames`, and the frames with it there `[T,H,H,3]`."
     aim, size = _aim(found.spec, frames), frames.shape[1]
@@ -256,13 +267,7 @@ def loosen(found, frames, steps=(1.5, 1.0, 0.7, 0.5, 0.3, 0.3)):
     reach = np.array([3 / size, 3 / size, 3 / size, 0.35])[:, None]  # how far it may stray
     missing, damping = _left(aim, way, tone), np.full(len(frames), 1e-2)
     for step in steps:
-        seen = aim.view(way)
-        table = np.stack(list(_sprite(way, seen, list(_slopes(aim, seen, tone, step)))))[:, :, 0]
-        table = np.moveaxis(table, 2, 0).reshape(len(frames), 4, -1)
-        gap = np.moveaxis(aim.frames - aim.picture(seen, tone)[0][:, 0], 1, 0).reshape(len(frames), -1, 1)
-        both = (table @ table.swapaxes(1, 2)).astype(float)
-        ridge = np.einsum("tii->ti", both) * damping[:, None] + 1e-3 * np.abs(both).max((1, 2))[:, None] + 1e-9
-        move = np.linalg.solve(both + ridge[..., None] * np.eye(4), (table @ gap).astype(float))[..., 0].T
+        move = _towards(aim, way, tone, step, damping)
         start = np.stack([row[0] for row in first[:4]])
         there = np.clip(np.stack([row[0] for row in way[:4]]) + move, start - reach, start + reach)
         ahead = way._replace(**{name: row[None] for name, row in zip(Path._fields, there, strict=False)})

@@ -137,18 +137,21 @@ def _inside(places, size):
 SMEARS = {"soft": _blur, "dragged": _drag, "molten": _melt}
 
 # %% ../../nbs/10_clips/02_pools.ipynb #5c90223e
-def smear(clip, strength, rng):
-    "`clip` with a part of its sprite smeared, for two thirds of its frames or more."
-    count, height, width = clip.mask.shape
-    rows, columns = np.indices((height, width))
-    size = np.maximum(clip.mask.sum((1, 2)), 1)
+def _spot(mask, rng):
+    "A soft disc on the sprite of `mask`, which it follows: how much of each pixel it covers."
+    rows, columns = np.indices(mask.shape[1:])
+    size = np.maximum(mask.sum((1, 2)), 1)
     radius = np.sqrt(size / np.pi)
     away, angle, reach = rng.uniform(0, 0.4), rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.3)
-    y, x = ((clip.mask * place).sum((1, 2)) / size for place in (rows, columns))
+    y, x = ((mask * place).sum((1, 2)) / size for place in (rows, columns))
     y, x = y + away * radius * np.sin(angle), x + away * radius * np.cos(angle)
     far = np.hypot(rows - y[:, None, None], columns - x[:, None, None]) / (reach * radius)[:, None, None]
-    shown = np.clip(3 * (1.15 - far), 0, 1)
-    frames = clip.frames.astype(float)
+    return np.clip(3 * (1.15 - far), 0, 1)
+
+
+def smear(clip, strength, rng):
+    "`clip` with a part of its sprite smeared, for two thirds of its frames or more."
+    frames, count, shown = clip.frames.astype(float), len(clip.frames), _spot(clip.mask, rng)
     length = rng.integers(2 * count // 3, count + 1)
     begin = rng.integers(0, count - length + 1)
     shown[:begin] = shown[begin + length :] = 0

@@ -16,6 +16,7 @@ from ..clips.pools import pool
 from ..ground.errors import Refused
 from ..ground.paths import atomic, write_json
 from ..ground.progress import progress
+from ..ground.seals import tensor_sum
 from ..scoring.nearest_real import NearestReal
 
 # %% ../../nbs/75_paper/03_looks.ipynb #8c1e77d0
@@ -23,11 +24,10 @@ def _place(looks, name, backbone, steps, cfg_scale, suffix):
     "The file of a look: its name says what it was drawn with, and the digest which weights drew it and what measured it."
     if "/" in name:
         raise Refused(f"the look {name!r}", "has a slash in its name", "it becomes a file name: use other words")
-    made_by = hashlib.sha256(NearestReal().provenance()["revision"].encode())
-    for key, value in sorted(backbone.transformer.state_dict().items()):
-        made_by.update(key.encode() + value.detach().float().cpu().numpy().tobytes())
+    weights = {key: tensor_sum(value) for key, value in sorted(backbone.transformer.state_dict().items())}
+    made_by = json.dumps([NearestReal().provenance()["revision"], weights])
     setting = f"{len(looks.items)} {looks.split} {looks.seed}, {steps} steps, guidance {float(cfg_scale)}"
-    return looks.folder / f"{name}, {setting}, {made_by.hexdigest()[:10]}.{suffix}"
+    return looks.folder / f"{name}, {setting}, {hashlib.sha256(made_by.encode()).hexdigest()[:10]}.{suffix}"
 
 
 def _read(place, reader):
