@@ -107,11 +107,12 @@ def _say_cut(store):
         length = store.settings["identity"]["text_length"]
         print(f"captions    {words.counted(cut, 'caption')} cut to the {length} tokens that the model reads")
 
-
+# %% ../../nbs/95_cli/04_pairs.ipynb #facf03eb
 def _verify(args):
     if faults := pairs.verify(args.store):
         print("\n".join(map(str, faults)))
-        raise Failed(f"{words.counted(len(faults), 'fault')} in {args.store}\n  -> {REPAIR}")
+        then = dict.fromkeys(fault.then or REPAIR for fault in faults)
+        raise Failed("\n  -> ".join([f"{words.counted(len(faults), 'fault')} in {args.store}", *then]))
     if not len(store := pairs.PairStore(args.store)):
         bad = list(_bad(store))
         why = "holds no pairs: all its clips are bad" if bad else "holds no pairs yet"

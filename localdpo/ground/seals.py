@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from .errors import Refused
+from .paths import check_file
 
 # %% ../../nbs/90_ground/04_seals.ipynb #96fdea0c
 def sealed(value):
@@ -21,15 +22,13 @@ def sealed(value):
 
 def unsealed(path):
     "What a sealed file holds."
+    check_file(path)
     try:
         value = json.loads(text := Path(path).read_bytes().decode())
         if value.pop("seal") and sealed(value) == text:
             return value
     except FileNotFoundError:
         raise Refused(path, "is missing", REPAIR) from None
-    except IsADirectoryError:
-        why, then = "is a folder where a file should be", "move it away, and give the same command again"
-        raise Refused(path, why, then) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass  # whatever a damaged file may lead to
     raise Refused(path, "is damaged: it is not what was written", REPAIR)

@@ -6,9 +6,7 @@
 __all__ = ['PairConfig', 'draw_alpha', 'make_block', 'build']
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #ae65d2e8
-import csv
 import hashlib
-import io
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -21,6 +19,7 @@ from ..ground.errors import Refused, Starved, patiently
 from ..ground.noise import generator
 from ..ground.seals import file_sum, unsealed
 from . import store as pairs
+from .files import BAD, bad_table
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #b6dbb029
 def _setting(default, help, **options):
@@ -263,8 +262,7 @@ def _finish(path, blocks):
         return None
     if store.missing:
         return None
-    csv.writer(table := io.StringIO(), lineterminator="\n").writerows([("clip", "why", "what to do"), *store.bad])
-    pairs.write(path / "bad_clips.csv", table.getvalue().encode())
+    pairs.write(path / BAD, bad_table(store.bad))
     for leftover in (*path.glob(".block-*"), *path.glob(".store-*")):  # of workers that were killed
         leftover.unlink(missing_ok=True)
     return store

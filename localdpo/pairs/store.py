@@ -19,6 +19,7 @@ from ..ground.seals import REPAIR, changes, differences, sealed, tensor_sum, uns
 from ..ground.words import counted, few
 from .batch import PairBatch
 from localdpo.pairs.files import (
+    BAD,
     TENSORS,
     Fault,
     Pair,
@@ -69,7 +70,8 @@ def check_place(path):
     if not str(path):
         raise Refused("the store", "has no name", "name a folder for the pairs")
     paths.check_folder(path := Path(path))
-    paths.check_ours(path, "a store of pairs", ["store.json", "block-[0-9]*"], beside=["bad_clips.csv"])
+    paths.check_ours(path, "a store of pairs", ["store.json", "block-[0-9]*"], beside=[BAD])
+    paths.check_file(path / BAD)
 
 
 def start(path, settings, renew=False):
@@ -107,6 +109,7 @@ class _Opened:
         block = unsealed(facts)
         if stale(block, number, self.settings):
             return
+        paths.check_file(tensors)
         if not tensors.exists() or tensors.stat().st_size != block["file"]["bytes"]:
             raise Refused(tensors, "is missing or cut short", REPAIR)
         for row, entry in enumerate(block["entries"]):

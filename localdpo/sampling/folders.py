@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..clips.captions import CAPTION, FILE, caption_fault, caption_rows
 from ..clips.sources import VIDEOS
 from ..ground.errors import Refused
+from ..ground.paths import check_file
 from ..ground.seals import unsealed
 from ..ground.words import counted
 
@@ -56,6 +57,7 @@ def _listed(folder, form, told):
             then = f"give its `localdpo sample ... --out {folder}` again, which ends it; or name single videos, with --prompts"
             raise Refused(folder, "is not finished: it has no manifest.json", then)
         return None
+    check_file(file)
     try:
         manifest = json.loads(file.read_text())
         if "seal" in manifest:

@@ -21,7 +21,7 @@ from ..prompts.files import Prompt as Prompt
 from ..prompts.files import as_prompts
 from ..prompts.files import read_prompts as read_prompts
 from .records import Job as Job
-from .records import begin, finish, jobs_of, keep, look, reopen, seen
+from .records import begin, finish, jobs_of, keep, key_of, look, reopen, seen
 from ..training.runs import find_adapter
 
 # %% ../../nbs/50_sampling/01_videos.ipynb #81b857a7
@@ -156,7 +156,7 @@ def sample(
     # see what is there
     asked = dict(seed=seed, seeds=seeds, long_captions=long_captions)
     begun = begin(out, settings, dict(model=backbone.name, adapter=file and str(file)) | asked)
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    key = key_of(settings)
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)][i::n]
     there = {job: look(out, job, key) for batch in batches for job in batch}
     print(f"{out}: {seen(there.values(), i, n)}", flush=True)

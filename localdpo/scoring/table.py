@@ -142,12 +142,7 @@ def check_out(path, out=None):
         raise Refused(path, why, f"name it {path.stem}.csv or {path.stem}.parquet")
     paths.check_folder(path.parent)
     for file in (path, *(beside(path, ending) for ending in BESIDE)):
-        if file.is_dir():
-            raise Refused(
-                file,
-                "is a folder, and a file of that name is to be written",
-                "move it away, or choose another name for the table",
-            )
+        paths.check_file(file)
     if path.suffix == ".parquet":
         try:
             import_module("pyarrow")

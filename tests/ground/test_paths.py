@@ -1,5 +1,6 @@
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from conftest import said
@@ -102,3 +103,16 @@ def test_json_holds_only_what_json_can_hold(tmp_path, value):
     with pytest.raises(Refused, match="a.json"):
         paths.write_json(tmp_path / "a.json", value)
     assert not os.listdir(tmp_path)
+
+
+def test_what_stands_where_a_folder_belongs_is_called_what_it_is(tmp_path):
+    (tmp_path / "file").touch(), (tmp_path / "dangling").symlink_to("nowhere"), (tmp_path / "loop").symlink_to("loop")
+    reasons = dict(file="is a file", dangling="is a link that leads nowhere", loop="is a link that leads nowhere")
+    for name, why in {
+        **{tmp_path / name: why for name, why in reasons.items()},
+        Path("/dev/null"): "is not a folder",
+    }.items():
+        with pytest.raises(Refused, match=f"{name}: {why}\n  -> choose a folder$"):
+            paths.check_folder(name)
+        with pytest.raises(Refused, match=f"{name}: {why}\n  -> choose a folder: .* cannot lie in this"):
+            paths.check_folder(name / "run")

@@ -894,13 +894,30 @@ def test_a_damaged_store_json_is_written_anew_if_all_blocks_agree(backbone, clip
 
 
 @pytest.mark.parametrize("name", ["store.json", "block-00001.json", "block-00001.safetensors", "bad_clips.csv"])
-def test_a_folder_in_the_place_of_a_file_is_named(backbone, clips, store, name):
+def test_a_folder_in_the_place_of_a_file_is_named(backbone, clips, store, name, capsys):
     (store / name).unlink()
     (store / name).mkdir()
-    with pytest.raises(Refused) as refusal:
+    said = r": is a folder where a file belongs\n.*move it elsewhere"
+    with pytest.raises(Refused, match=name + said):
         build(backbone, clips, store, CONFIG)
-    assert name in refusal.value.what and refusal.value.then
-    assert name == "bad_clips.csv" or name in [fault.name for fault in pairs.verify(store)]
+    assert [fault.name for fault in pairs.verify(store)] == [name]
+    assert cli.main(["pairs", "verify", str(store)]) == 1
+    assert "  -> move it elsewhere, and give the command again" in capsys.readouterr().err
+    if name != "bad_clips.csv":
+        with pytest.raises(Refused, match=name + said):
+            pairs.PairStore(store)
+
+
+@pytest.mark.parametrize(
+    "damage, why", [(None, "is missing"), (b"clip,why\n", "is damaged: it is not what was written")]
+)
+def test_a_table_of_bad_clips_that_is_lost_or_damaged_is_a_fault_and_is_written_anew(
+    backbone, clips, store, whole, damage, why
+):
+    (store / "bad_clips.csv").write_bytes(damage) if damage else (store / "bad_clips.csv").unlink()
+    assert list(map(str, pairs.verify(store))) == [f"bad_clips.csv: {why}"]
+    build(backbone, clips, store, CONFIG)
+    assert pairs.verify(store) == [] and contents(store) == contents(whole)
 
 
 def test_a_reader_of_the_output_that_has_enough_is_no_error(store):

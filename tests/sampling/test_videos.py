@@ -302,12 +302,23 @@ def test_damaged_settings_are_noticed(tiny, tmp_path):
     sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
 
 
-def test_without_the_settings_videos_of_other_settings_are_made_again(tiny, tmp_path, made):
-    sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
-    (tmp_path / "out" / "settings.json").unlink()
+@pytest.mark.parametrize("settings", [None, dict(steps=3)])
+def test_videos_of_other_settings_are_never_made_again_in_their_place(tiny, tmp_path, made, settings):
+    out = tmp_path / "out"
+    sample(tiny, PROMPTS[:1], out, **FEW)
+    (out / "settings.json").unlink()
+    if settings:  # those of another folder were copied
+        sample(tiny, PROMPTS[:1], tmp_path / "other", **settings)
+        shutil.copy(tmp_path / "other" / "settings.json", out)
     made.clear()
-    sample(tiny, PROMPTS[:1], tmp_path / "out", steps=3)
-    assert made == ["p0_seed0"]
+    before = contents(out, ".")
+    with pytest.raises(
+        Refused, match="p0_seed0.json: is of a video that was made with other settings\n.*manifest.json"
+    ):
+        sample(tiny, PROMPTS[: 1 if settings else 2], out, steps=3)
+    assert not made and contents(out, ".") == before
+    (out / "settings.json").unlink(missing_ok=True)
+    assert sample(tiny, PROMPTS[:1], out, **FEW) and not made
 
 
 def test_the_manifest_knows_the_short_form_of_a_long_prompt(tiny, tmp_path, made):
@@ -416,11 +427,18 @@ def test_a_size_that_cannot_fit_is_refused_before_memory_is_taken(tiny, tmp_path
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
-@pytest.mark.parametrize("name", ["videos/p0_seed0.mp4", "records/p0_seed0.json", "manifest.json"])
-def test_a_folder_in_a_files_place_is_named(tiny, tmp_path, name):
+@pytest.mark.parametrize("name", ["videos/p0_seed0.mp4", "records/p0_seed0.json", "manifest.json", "settings.json"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_folder_in_a_files_place_is_named(tiny, tmp_path, name, begun):
+    if begun:
+        sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
+        (tmp_path / "out" / name).unlink()
     (tmp_path / "out" / name).mkdir(parents=True)
     with pytest.raises(Refused, match=f"{name}: is a folder where a file belongs\n.*move it elsewhere"):
         sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
+    if name == "manifest.json":
+        with pytest.raises(Refused, match=f"{name}: is a folder where a file belongs\n.*move it elsewhere"):
+            find_videos([tmp_path / "out"])
 
 
 # -- adapters --------------------------------------------------------------------------------------------------------

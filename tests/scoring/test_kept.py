@@ -77,7 +77,7 @@ def test_a_folder_in_a_files_place_is_refused_before_anything_is_scored(clips, t
     (tmp_path / name).mkdir()
     words = "--scorers", "fake", "--per-frame", str(tmp_path / "frames.csv")
     assert cli.main(["score", "--device", "cpu", "--out", str(tmp_path / "scores.csv"), str(clips), *words]) == 2
-    assert f"{name}: is a folder, and a file of that name is to be written" in capsys.readouterr().err
+    assert f"{name}: is a folder where a file belongs" in capsys.readouterr().err
     assert not Fake.calls
 
 
