@@ -51,8 +51,10 @@ def check_sizes(p, where):
         )
     if not -(2**63) <= p["seed"] < 2**63:
         raise Refused(f"{where.name}, seed: {p['seed']}", "does not fit into 64 bits", "give a smaller whole number")
-    if p["prompts"] < 2:
-        raise Refused(f"{where.name}, prompts: {p['prompts']}", "are too few to compare methods on", "give 2 or more")
+    for name, fewest in (("prompts", 2), ("real_clips", 8)):
+        if p[name] < fewest:
+            why, then = "are too few to compare methods on", f"give {fewest} or more"
+            raise Refused(f"{where.name}, {name}: {p[name]}", why, then)
     if p["looks"] < 1 or p["steps"] % p["looks"]:
         why = f"looks every {p['looks']} steps, which does not end at step {p['steps']}"
         raise Refused(where, why, "let it divide the steps")

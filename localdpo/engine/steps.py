@@ -28,7 +28,7 @@ KINDS = dict(
 KINDS |= dict(
     suite=str, suite_file=str, split=str, prompts=int, form=str, videos=int, sampler_steps=int, cfg_scale=float
 )
-KINDS |= dict(scorers=list, columns=dict, seed=int)
+KINDS |= dict(scorers=list, columns=dict, real_clips=int, seed=int)
 
 
 def values(config, where):
@@ -179,6 +179,9 @@ class Steps(Trained):
     def videos(self, name):
         own = digest(self.suite_file) if self.suite_file else ""
         return place(f"videos-{name}", self.sample(name), self.code("steps/sample"), own)
+
+    def score(self, name):
+        return self.words("scorers", **(dict(others=self.p["real_clips"]) if name == "real" else {}))
 
     @property
     def real(self):

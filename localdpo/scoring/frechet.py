@@ -56,9 +56,16 @@ def difference(a, b, real, prompts=None, groups=20):
     if len(known) < FEWEST:
         then = f"draw clips of {FEWEST} prompts or more, better forty"
         raise Refused(counted(len(known), "prompt"), "cannot tell how much other prompts would change", then)
-    groups = min(groups, len(known))
-    kept = [which % groups != group for group in range(groups)]
-    without = np.array([distance(a[rows], real) - distance(b[rows], real) for rows in kept])
-    reach = t_quantile(0.975, groups - 1) * np.sqrt((groups - 1) * without.var())
-    gap = distance(a, real) - distance(b, real)
+    groups = min(groups, len(known), len(real) // 2)
+
+    def without(a, b, real):
+        return distance(a, real) - distance(b, real)
+
+    parts = np.arange(len(real)) % groups
+    left_out = [[without(a[which % groups != group], b[which % groups != group], real) for group in range(groups)]]
+    left_out += [[without(a, b, real[parts != group]) for group in range(groups)]]  # other real clips
+    varies = (groups - 1) * np.var(left_out, axis=1)
+    whole, gap = varies.sum(), without(a, b, real)
+    free = (groups - 1) * whole**2 / max((varies**2).sum(), 1e-300)
+    reach = t_quantile(0.975, max(free, groups - 1)) * np.sqrt(whole)
     return gap, float(gap - reach), float(gap + reach)

@@ -21,7 +21,9 @@ from localdpo.engine.profile import load_profile, profile_path, snakefile_of
 from localdpo.ground import paths
 from localdpo.ground.errors import Refused
 
-SMALL = dict(clips="curated:8", pair_steps=3, steps=4, looks=2, batch=4, micro_batch=4, prompts=6, sampler_steps=3)
+SMALL = dict(
+    clips="curated:8", pair_steps=3, steps=4, looks=2, batch=4, micro_batch=4, prompts=6, sampler_steps=3, real_clips=16
+)
 SMALL |= dict(scorers=["attributes"], columns={"words_right": "higher", "colour_right": "higher"})
 
 
@@ -144,6 +146,7 @@ def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
         (dict(scorers=[3]), "scorers: 3: is not a text"),
         (dict(lr="2e-4"), "`lr` is '2e-4'\n.*yaml takes it for a text: write 0.0002"),
         (dict(sampler_steps=0), "sampler_steps: 0: is too few"),
+        (dict(real_clips=3), "real_clips: 3: are too few to compare methods on"),
         (dict(columns={"words_right": "hihger"}), "words_right: hihger"),
         (dict(columns={"wrods": "higher"}), "wrods: higher"),
         (dict(methods={"sft": {}}), "method sft has no recipe"),

@@ -101,7 +101,10 @@ def test_real_clips_and_sets(folder, capsys):
         prompts = {f"prompts of {look}": [f"p{n // 2}" for n in range(12)] for look in looks}
         np.savez(folder / f"features-{name}.npz", **looks, **prompts)
     text = tables.real_clips(found) + tables.as_sets(found)
-    assert "| real |" in text and "Fréchet distance ↓" in text and text.count("| sft |") == 1
+    assert "| real |" in text and "Fréchet distance to 12 real clips ↓" in text and text.count("| sft |") == 1
+    assert "real clips of these prompts" not in text
+    np.savez(folder / "features-real.npz", **looks, **prompts, others=rng.normal(size=(500, 3)) + 3)
+    assert "to 500 real clips" in tables.as_sets(found) and "| real clips of these prompts |" in tables.as_sets(found)
     np.savez(folder / "features-sft.npz", none="too large")
     assert "- sft: no Fréchet distance: too large" in tables.as_sets(found)
     assert tables.as_sets(loaded(folder)) == tables.real_clips(loaded(folder)) == ""

@@ -32,7 +32,7 @@ def looks(tmp_path, monkeypatch):
 
 
 def step():
-    values = dict(videos="videos.json", scores="scores.csv", features="features.npz", scorers=["attributes"])
+    values = dict(videos="videos.json", scores="scores.csv", features="features.npz", scorers=["attributes"], others=9)
     return rerun.run(paths.notebooks() / "rerun/steps/score.ipynb", "score.ipynb", values).read_text()
 
 
@@ -40,7 +40,8 @@ def step():
 def test_features_come_look_by_look_with_the_prompt_of_each_video(looks):
     step()
     with np.load("features.npz") as found:
-        assert {*found} == {"step 0", "step 5", "prompts of step 0", "prompts of step 5"}
+        assert {*found} == {"step 0", "step 5", "prompts of step 0", "prompts of step 5", "others"}
+        assert found["others"].shape == (9, 64)
         assert found["step 5"].shape[0] == 4 and found["prompts of step 5"].tolist() == ["p0", "p0", "p1", "p1"]
         assert np.array_equal(found["step 0"], found["step 5"])
 

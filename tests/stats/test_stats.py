@@ -166,6 +166,17 @@ def test_win_rates_hold_however_much_the_raters_of_a_prompt_are_alike(alike):
     assert 0.93 <= held / TRIALS <= 0.97
 
 
+@pytest.mark.parametrize("of_prompts, of_raters", [(0.0, 0.0), (0.0, 1.0), (0.7, 0.7)])
+def test_win_rates_hold_however_much_raters_differ(of_prompts, of_raters):
+    rng, held, prompts, raters = np.random.default_rng(1), 0, np.repeat(np.arange(50), 20), np.tile(np.arange(20), 50)
+    for _ in range(TRIALS):
+        lean = of_prompts * rng.standard_normal((50, 1)) + of_raters * rng.standard_normal(20)
+        votes = (lean + rng.standard_normal((50, 20)) > 0).astype(float).ravel()
+        found = win_rate(votes, prompts, raters=raters)
+        held += found.low <= 0.5 <= found.high
+    assert 0.92 <= held / TRIALS <= 0.98
+
+
 # -- paired ---------------------------------------------------------------------------------------------------------------
 
 

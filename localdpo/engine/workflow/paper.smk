@@ -67,7 +67,7 @@ rule real:
 rule score:
     input: "work/videos-{name}.json", notebook=notebook("steps/score")
     output: scores="work/scores-{name}.csv", features="work/features-{name}.npz"
-    params: words=p.words("scorers"), name=lambda w: w.name, code=p.code("steps/score")
+    params: words=lambda w: p.score(w.name), name=lambda w: w.name, code=p.code("steps/score")
     log: notebook="notebooks/scores-{name}.ipynb"
     resources: gpu=1
     shell:
