@@ -9,6 +9,7 @@ __all__ = ['WORDS', 'PLAIN', 'Parser', 'parser', 'main']
 import argparse
 import contextlib
 import difflib
+import itertools
 import json
 import os
 import re
@@ -118,9 +119,12 @@ def _interrupts():
 
 
 def _run(words):
-    for word in words:
+    for before, word in itertools.pairwise(["", *words]):
         if "\0" in word:
             raise Refused(repr(word), "has a NUL character, which no name can hold", "leave it out")
+        if not word or re.fullmatch("--[a-z-]+=", word):
+            what = word or f"{before if before.startswith('-') else words[0]} ''".lstrip()
+            raise Refused(what, "is empty", "give it a value, or leave it out")
     asked = next((word for word in words if not word.startswith("-")), None)
     if asked is not None and asked not in WORDS:
         raise Refused(asked, "is an unknown word", near(asked, list(WORDS)))

@@ -43,7 +43,7 @@ def add_arguments(parser):
     parser.add_argument("--cell-timeout", type=int, metavar="SECONDS", help="give up when one cell takes longer")
     steps = parser.add_argument_group("as a step of a graph")
     steps.add_argument(
-        "--needs", nargs="*", default=[], metavar="FILE", help="files that it reads: refused when damaged"
+        "--needs", nargs="*", default=[], metavar="FILE", help="files that it reads: refused when missing or damaged"
     )
     steps.add_argument(
         "--hands-on", nargs="*", default=[], metavar="FILE", help="files that it writes: they are sealed"
@@ -57,6 +57,7 @@ def main(args):
     if args.cell_timeout is not None:
         check_whole("--cell-timeout", args.cell_timeout, 1)
     values = parse(args.notebook, args.parameter)
+    ledger.check(args.needs)
     if args.parameter and not args.out:
         then = (
             f"name the file of the executed copy, as in: localdpo rerun {args.notebook} my.ipynb -p {args.parameter[0]}"
@@ -68,7 +69,6 @@ def main(args):
     with leases.job(), leases.devices(args.gpus):
         started = time.monotonic()
         if args.hands_on:
-            ledger.check(args.needs)
             ledger.unseal(args.out)
         run(args.notebook, args.out, values, cell_timeout=args.cell_timeout)
         if args.hands_on:

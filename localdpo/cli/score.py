@@ -62,8 +62,9 @@ def add_arguments(parser):
         "Columns of scorers that the table has and that are not asked for now stay as they are.\n"
         "What is wrong with a video, or with a score of it, stands in its row, in the column problem; a scorer whose\n"
         "weights are missing leaves its columns empty. The exit status is 0 if anything could be scored, and 1 if\n"
-        "nothing could, or if the machine had no memory, threads or file handles for some: the same command tries those\n"
-        "again. Of input that makes no sense it is 2, and nothing is written."
+        "nothing could, if a video that a manifest or --prompts lists is gone or damaged, or if the machine had no\n"
+        "memory, threads or file handles for some: the same command tries those again. Of input that makes no sense\n"
+        "it is 2, and nothing is written."
     )
     parser.add_argument(
         "videos", metavar="VIDEOS", nargs="*", help="folders of `localdpo sample`, other folders of videos, or videos"
@@ -161,3 +162,7 @@ def main(args):
     scored = score_videos(videos, list(config.scorers), args.out, devices, config.batch, args.per_frame)
     if not _tell(scored, args.out):
         raise Failed(f"{args.out}: nothing could be scored\n  -> its column problem says why, video by video")
+    if lost := scored.lost:
+        are = "is" if len(lost) == 1 else "are"
+        why = f"{counted(len(lost), 'listed video')} ({few(lost)}) {are} gone or damaged; the others are scored"
+        raise Failed(f"{why}\n  -> give the `localdpo sample` that made them again, or list what is there")

@@ -153,9 +153,11 @@ def mend(top, dry_run=False):
 
 
 def check(needs, top="."):
-    "Refuse to begin a step whose inputs were damaged since the run began."
+    "Refuse to begin a step whose inputs are missing, or were damaged since the run began."
     top = Path(top)
     states = {name: state for record in _read(top).values() for name, state in record["files"].items()}
     for name in needs:
+        if name not in states and not os.path.lexists(top / name):
+            raise Refused(top / name, "is missing, and the step needs it", "check the path, or make it first")
         if name in states and (why := _fault(top / name, states[name])):
             raise Refused(top / name, why, "give the same command again: it makes anew what is damaged")

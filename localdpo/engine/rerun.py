@@ -67,6 +67,8 @@ def _read(notebook):
         return nbformat.read(notebook, as_version=4)
     except FileNotFoundError:
         raise Refused(notebook, "does not exist", "check the path; notebooks live in nbs/") from None
+    except IsADirectoryError:
+        raise Refused(notebook, "is a folder", "name a notebook in it, a file that ends in .ipynb") from None
     except Exception as error:  # nbformat raises many kinds for a file of another form
         why = f"is not a readable notebook ({type(error).__name__})"
         raise Refused(notebook, why, "open it in JupyterLab or restore it from git") from error
@@ -266,7 +268,7 @@ def _check_out(out, notebook):
         raise Refused(out, why, "name another file, one that ends in .ipynb")
     paths.check_folder(out.parent)
 
-
+# %% ../../nbs/80_engine/05_rerun.ipynb #ea4d67f3
 def run(notebook, out, values=None, *, cell_timeout=None):
     "Execute `notebook` with `values` and write the executed copy to `out`; returns `out`."
     import logging
@@ -276,7 +278,9 @@ def run(notebook, out, values=None, *, cell_timeout=None):
     notebook, out = Path(notebook), Path(out)
     values = check(notebook, values or {})
     _check_out(out, notebook)
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are refusals here
+    logging.getLogger("papermill").setLevel(
+        logging.CRITICAL
+    )  # what it warns of is refused here, and its errors are raised
     working = out.with_name(f".{out.stem}-running.ipynb")  # papermill saves it cell by cell: a glimpse of the run
     with leases.alone(working, out):
         error = None

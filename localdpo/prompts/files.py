@@ -9,7 +9,7 @@ __all__ = ['Prompt', 'as_prompts', 'checked', 'read_prompts']
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..clips.captions import caption_fault, caption_rows, odd_byte, recode
+from ..clips.captions import caption_fault, caption_rows, odd_byte, recode, text_of
 from ..ground.errors import Refused
 
 # %% ../../nbs/15_prompts/02_files.ipynb #745d7162
@@ -95,12 +95,5 @@ def read_prompts(path):
 
 
 def _lines(path):
-    if not path.exists():
-        raise Refused(path, "does not exist", "check the path")
-    try:
-        if (data := path.read_bytes())[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise Refused(path, "is in UTF-16", recode(path, "utf-16"))
-        text = data.decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise Refused(path, f"cannot be read ({error.strerror})", "name a file of text that you may read") from error
-    return [(f"{path.name} line {i}", _row(line.strip())) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = enumerate(text_of(path).split("\n"), 1)
+    return [(f"{path.name} line {i}", _row(line.strip())) for i, line in lines if line.strip()]

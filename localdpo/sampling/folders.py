@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from ..clips.captions import CAPTION, FILE, caption_fault, caption_rows
+from ..clips.captions import CAPTION, FILE, caption_fault, caption_rows, odd_byte, recode, text_of
 from ..clips.sources import VIDEOS
 from ..ground.errors import Refused
 from ..ground.paths import check_file
@@ -110,16 +110,8 @@ def find_videos(sources, prompts=None, form="short"):
 # %% ../../nbs/50_sampling/03_folders.ipynb #ffe14a29
 def _rows(path, form):
     "The rows of a file of prompts: (place, video, prompt, its form)."
-    if not path.exists():
-        raise Refused(path, "does not exist", "check the path")
     if path.suffix == ".txt":
-        try:
-            text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-        except OSError as error:
-            raise Refused(
-                path, f"cannot be read ({error.strerror})", "name a file of text that you may read"
-            ) from error
-        lines = [(i, line.partition("\t")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        lines = [(i, line.partition("\t")) for i, line in enumerate(text_of(path).split("\n"), 1) if line.strip()]
         if lines and not any(tab for _, (_, tab, _) in lines):
             then = "write the name of a video, a tab and its prompt in each line, or name a .csv with video and prompt"
             raise Refused(path, "has no tab in any line", then)
@@ -151,15 +143,28 @@ def _with_prompts(found, path, form):
         for name in names:
             calls.setdefault(name, set()).add(i)
     given, lost = {}, []
-    for place, name, prompt, its in _rows(path, form):
+    rows = _rows(path, form)
+    for place, name, prompt, its in rows:
         if not (which := calls.get(Path(name).as_posix() if name else "", ())):
             fault = f"{place} names a video that is not there" if name else f"{place} names no video"
             lost.append(Video(name or place, Path(name or place), prompt or "", fault=fault))
         for i in which:
             given.setdefault(i, []).append((place, prompt, its))
     kept = [one for i, (_, one) in enumerate(found) if i not in given and one.prompt]
-    told = [f"{path.name} has no prompt for {len(kept)} of {counted(len(found), 'video')}; the manifest's stays"]
-    return [_prompted(one, given.get(i, []), path) for i, (_, one) in enumerate(found)] + lost, told[: len(kept)]
+    told = [f"{path.name} has no prompt for {len(kept)} of {counted(len(found), 'video')}; the manifest's stays"][
+        : len(kept)
+    ]
+    told += _encoding(path, [f"{name} {prompt}" for _, name, prompt, _ in rows])
+    return [_prompted(one, given.get(i, []), path) for i, (_, one) in enumerate(found)] + lost, told
+
+# %% ../../nbs/50_sampling/03_folders.ipynb #ffcb0715
+def _encoding(path, texts):
+    "What to do with a file whose `texts` are not UTF-8, or were made UTF-8 twice: a line, or none."
+    if any(map(odd_byte, texts)):
+        return [f"{path}: has rows that are not UTF-8 text; {recode(path)}"]
+    if any("wrong encoding" in (caption_fault(text) or "") for text in texts):
+        return [f"{path}: has rows in the wrong encoding; {recode(path, 'utf-8', 'cp1252')}"]
+    return []
 
 
 def _prompted(one, rows, path):

@@ -225,13 +225,14 @@ def sizes(rows):
 
 # %% ../../nbs/60_scoring/05_videos.ipynb #fe39634b
 class Scored(NamedTuple):
-    "What came of it: a dict for each video, its `problems` by name, what else is `told`, how many were `computed` now."
+    "What came of it: a dict for each video, its `problems` by name, what else is `told`, how many were `computed` now, which are `lost`."
 
     rows: list
     columns: list  # of the scorers that were asked for
     problems: dict
     told: list
     computed: int
+    lost: list = []  # names of videos that a manifest or a file of prompts lists, and that are gone or damaged
 
 
 def score_videos(videos, names, out, devices=(None,), batch=None, per_frame=None, whole=True):
@@ -258,9 +259,15 @@ def score_videos(videos, names, out, devices=(None,), batch=None, per_frame=None
     _refuse_starved(troubles.starved, out)
     asked = [column for scorer in panel.scorers.values() for column in scorer.columns]
     named = {case.video.name: own for case, own in zip(cases, problems, strict=True)}
-    return Scored(rows, asked, named, told, sum(case.waits for case in cases))
+    return Scored(rows, asked, named, told, sum(case.waits for case in cases), [*filter(None, map(_lost, cases))])
 
 # %% ../../nbs/60_scoring/05_videos.ipynb #3bb3bfff
+def _lost(case):
+    "The name of a video that is listed, and gone or damaged; None of any other."
+    listed = case.video.sha256
+    return case.video.name if case.video.fault or (listed and case.sha256 != listed) else None
+
+
 def _refuse_starved(names, out):
     "Say that work is left which the machine had no room for; all other is in the table `out`."
     if names:

@@ -1,5 +1,7 @@
 "Values that no command can use are refused at once, by name, and leave nothing behind."
 
+import shlex
+
 import pytest
 
 from localdpo.cli import main as cli
@@ -85,7 +87,10 @@ def home(tmp_path_factory):
         (["sample", TINY, "no.jsonl", "--out", "out"], "no.jsonl: does not exist\n  -> check the path"),
         (["sample", TINY, "no.txt", "--out", "out"], "no.txt: does not exist\n  -> check the path"),
         (["sample", TINY, "--out", "out"], "sample: needs prompts\n  -> name a file of prompts after the model"),
-        (["sample", TINY, "", "--out", "out"], "sample: needs prompts\n  -> name a file of prompts after the model"),
+        (["sample", TINY, "", "--out", "out"], "sample '': is empty\n  -> give it a value, or leave it out"),
+        (["score", "st", "--out", ""], "--out '': is empty\n  -> give it a value, or leave it out"),
+        (["score", "st", "--out="], "--out=: is empty\n  -> give it a value, or leave it out"),
+        (["train", TINY, "st", ""], "train '': is empty\n  -> give it a value, or leave it out"),
         (["sample", TINY, "--out", "out", "--prompt", " "], '--prompt "": is empty\n  -> say in a few words'),
         (["score"], "score: needs videos\n  -> name a folder of videos"),
         (["rerun"], "rerun: needs NOTEBOOK"),
@@ -145,6 +150,10 @@ def test_a_file_where_a_folder_belongs_is_named_before_any_work(home, notebook, 
             "rerun nb.ipynb -p seed=2",
             "-p seed=2: has no run to go with\n  -> name the file of the executed copy, as in",
         ),
+        ("rerun nb.ipynb ''", "rerun '': is empty\n  -> give it a value, or leave it out"),
+        ("rerun folder", "folder: is a folder\n  -> name a notebook in it"),
+        ("rerun nb.ipynb x.ipynb --needs nope --hands-on x", "nope: is missing, and the step needs it\n  -> check"),
+        ("rerun nb.ipynb x.ipynb --needs nope", "nope: is missing, and the step needs it\n  -> check"),
         ("rerun nb.ipynb -p seed 2", "rerun: argument -p/--parameter: seed is no NAME=VALUE, such as seed=7"),
         ("rerun nb.ipynb x.ipynb -p seed 2", "rerun: argument -p/--parameter: seed is no NAME=VALUE, such as seed=7"),
     ],
@@ -152,7 +161,7 @@ def test_a_file_where_a_folder_belongs_is_named_before_any_work(home, notebook, 
 def test_a_rerun_that_cannot_begin_says_why(notebook, tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
     notebook("seed: int = 1", name="nb.ipynb"), (tmp_path / "folder").mkdir()
-    assert cli.main(words.split()) == 2
+    assert cli.main(shlex.split(words)) == 2
     assert f"localdpo: {said}" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "nb.ipynb"]
 

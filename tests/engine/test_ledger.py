@@ -88,7 +88,7 @@ def test_a_run_without_seals_is_believed(tmp_path):
 
 
 def test_a_step_whose_input_was_damaged_meanwhile_does_not_begin(run):
-    ledger.check(["work/a.csv", "../notebook.ipynb"], run)
+    ledger.check(["work/a.csv", f"../{run.name}/work/a.csv"], run)
     damage.flipped(run / "work/a.csv")
     with pytest.raises(Refused, match="a.csv: is not what was written\n  -> give the same command again"):
         ledger.check(["work/a.csv"], run)

@@ -232,9 +232,10 @@ def test_a_kernel_that_dies_is_an_error_and_not_a_wait(notebook, tmp_path):
 
 
 @pytest.mark.slow(2)
-def test_a_cell_that_takes_too_long_is_stopped(notebook, tmp_path):
+def test_a_cell_that_takes_too_long_is_stopped(notebook, tmp_path, capfd):
     with pytest.raises(Failed, match="(?i)timed out|timeout"):
         rerun.run(notebook("n: int = 1", "import time; time.sleep(60)"), tmp_path / "out.ipynb", cell_timeout=1)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_out_that_cannot_be_written_is_refused_before_the_run(notebook, tmp_path):

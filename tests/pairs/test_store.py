@@ -932,5 +932,5 @@ def test_a_place_that_cannot_be_a_store_is_refused_before_a_model_is_loaded(name
     (tmp_path / "file").touch(), (tmp_path / "videos").mkdir(), (tmp_path / "videos/a.mp4").touch()
     before = sorted(tmp_path.rglob("*"))
     assert cli.main(["pairs", "build", name, "--model", "no-such-model", "--world", "curated:1"]) == 2
-    reasons = {"": "has no name", "file": "file: is a file", "videos": "is not a store of pairs: it holds a.mp4"}
+    reasons = {"": "'': is empty", "file": "file: is a file", "videos": "is not a store of pairs: it holds a.mp4"}
     assert reasons[name] in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before

@@ -114,7 +114,7 @@ def test_nothing_scored_is_status_1_and_the_table_says_why(clips, tmp_path, caps
         (["--scorers", "fake,mesures"], "'mesures': does not exist"),
         (["--scorers", "fake", "--prompts", "none.csv"], "none.csv: does not exist"),
         (["--scorers", ","], "--scorers ',': names no scorer"),
-        (["--scorers", ""], "--scorers '': names no scorer\n  -> give some of measures"),
+        (["--scorers", ""], "--scorers '': is empty\n  -> give it a value"),
         (["--scorers", "fake", "--per-frame", "frames.txt"], "frames.txt: would be a table in the form .txt"),
         (["--scorers", "fake", "--per-frame", "scores.csv"], "scores.csv: is the table of whole videos"),
         (["--scorers", "fake,twin"], "column corner of twin: would be a column of fake"),

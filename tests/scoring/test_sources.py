@@ -1,6 +1,7 @@
 """Which videos are scored and with which prompts: folders, manifests, files of prompts, and their contradictions."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -121,12 +122,46 @@ def test_prompts_are_read_in_each_form(clips, name):
         assert videos[2].notes == (f"has no prompt in {name}",)
 
 
+@pytest.mark.parametrize("harm, problem", [
+    (lambda file: file.unlink(), "cannot be read (No such file or directory)"),
+    (lambda file: file.write_bytes(file.read_bytes()[:99]), "is not the file that its manifest lists"),
+])  # fmt: skip
+def test_a_listed_video_that_is_gone_or_damaged_ends_in_status_1_with_all_others_scored(
+    clips, tmp_path, capsys, harm, problem
+):
+    manifest(clips)
+    harm(clips / "2.mp4")
+    status, rows = score(tmp_path, clips, "--scorers", "fake")
+    assert status == 1 and [bool(row["corner"]) for row in rows.values()] == [True, False, True, True]
+    assert problem in rows["2.mp4"]["problem"]
+    assert "1 listed video (2.mp4) is gone or damaged; the others are scored\n  -> give" in capsys.readouterr().err
+
+
+CAFE = "1\ta caf\xe9\n2\ttwo\n"
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.csv"])
+@pytest.mark.parametrize("data, old, new", [(CAFE.encode("cp1252"), "cp1252", "utf-8"),
+    (CAFE.encode().decode("cp1252").encode(), "utf-8", "cp1252"), (CAFE.encode("utf-16"), "utf-16", "utf-8")])  # fmt: skip
+def test_a_file_of_prompts_in_another_encoding_is_told_how_to_be_converted(clips, tmp_path, name, data, old, new):
+    (file := clips / name).write_bytes(data)
+    if name == "p.csv" and old != "utf-16":
+        file.write_bytes(b"video,prompt\n" + data.replace(b"\t", b","))
+    advice = f"iconv -f {old} -t {new} .*{name} > .*utf8-{name}"
+    if old == "utf-16":
+        with pytest.raises(Refused, match=advice):
+            find_videos([clips], file)
+    else:
+        videos, told = find_videos([clips], file)
+        assert videos[0].notes and videos[1].prompt == "two" and re.search(advice, told[0])
+
+
 def test_rows_of_many_videos_that_are_not_there_are_told_in_one_line(clips, tmp_path, capsys):
     (tmp_path / "p.csv").write_text("video,prompt\n" + "".join(f"{i}.mp4,one\n" for i in range(1, 65)))
-    _, rows = score(tmp_path, clips, "--prompts", tmp_path / "p.csv", "--scorers", "fake")
+    status, rows = score(tmp_path, clips, "--prompts", tmp_path / "p.csv", "--scorers", "fake")
     said = capsys.readouterr().out
     assert "5.mp4, 6.mp4, 7.mp4, and 57 more: p.csv names a video that is not there\n" in said
-    assert said.count("not there") == 1 and len(rows) == 64
+    assert said.count("not there") == 1 and len(rows) == 64 and status == 1
     assert rows["9.mp4"]["problem"] == "p.csv row 9 names a video that is not there"
 
 
