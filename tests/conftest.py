@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -61,6 +62,45 @@ def wait_for(condition, seconds=120):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
     return found
+
+
+def killed(work, moment):
+    "Run `work` in a process that is killed: after some seconds, or at a place within a save."
+    if (child := os.fork()) == 0:
+        try:
+            import torch
+
+            torch.set_num_threads(1)
+            if isinstance(moment, tuple):
+                die_within_a_save(*moment)
+            work()
+        finally:
+            os._exit(0)
+    if isinstance(moment, float):
+        time.sleep(moment)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def die_within_a_save(place, after):
+    "Let the save number `after` end in a kill at its `place`."
+    calls, plain = [0], dict(write=Path.write_bytes, replace=os.replace)
+
+    def write(self, data):
+        calls[0] += 1
+        if place == "half written" and calls[0] == after:
+            plain["write"](self, data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain["write"](self, data)
+
+    def replace(source, target):
+        if place == "before the name" and calls[0] == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain["replace"](source, target)
+        if place == "after the name" and calls[0] == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Path.write_bytes, os.replace = write, replace
 
 
 @functools.cache

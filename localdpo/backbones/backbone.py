@@ -248,6 +248,7 @@ class Backbone(_Latents, _Text, _Reference, _Generation):
     "A text-to-video diffusion model with frozen weights; families fill in what differs."
 
     vae_dtype = None  # that of the transformer
+    fps = 8  # frames a second of the clips that it was trained on
 
     def __init__(self, pipeline, name):
         self.pipeline, self.name = pipeline, name

@@ -18,6 +18,7 @@ class _WanParts(Backbone):
     "The sizes, the latents and the text of Wan."
 
     vae_dtype = torch.float32  # its autoencoder loses visibly in 16 bits
+    fps = 16
 
     def __init__(self, pipeline, name):
         super().__init__(pipeline, name)

@@ -8,14 +8,17 @@ __all__ = ['CLIPS', 'add_arguments', 'main']
 # %% ../../nbs/95_cli/04_pairs.ipynb #2f20642a
 import numpy as np
 
+from .. import methods
 from . import fields
 from ..clips.captions import CAPTION, FILE
-from ..clips.sources import from_folder, from_world
+from ..clips.sources import Clip, from_folder, from_world
 from ..ground import words
 from ..ground.errors import Failed, Refused
 from ..ground.seals import REPAIR
 from ..pairs import store as pairs
-from ..pairs.builder import PairConfig, build
+from ..pairs.builder import build
+from ..pairs.config import BlockConfig
+from ..prompts.files import read_prompts
 
 # %% ../../nbs/95_cli/04_pairs.ipynb #0d07b40a
 def add_arguments(parser):
@@ -28,13 +31,20 @@ def add_arguments(parser):
     )  # fmt: skip
     build.add_argument("store", metavar="STORE", help="the folder for the pairs")
     build.add_argument("--model", required=True, metavar="NAME", help="a model name, folder, or owner/name on the hub")
-    clips = build.add_argument_group("clips (one of --clips and --world)")
+    made = ", ".join(name for name in methods.names() if methods.get(name).made_by)
+    build.add_argument("--method", metavar="NAME", help=f"whom the pairs are for: {made} (default: local_dpo)")
+    clips = build.add_argument_group("clips (one of --clips, --world and --prompts)")
     clips.add_argument("--clips", metavar="DIR", help="a folder of videos")
     clips.add_argument("--captions", metavar="FILE", help="their captions: jsonl, csv or parquet")
     clips.add_argument("--file-column", metavar="NAME", help=f"column of file names (default: {', '.join(FILE)})")
     clips.add_argument("--caption-column", metavar="NAME", help=f"column of captions (default: {', '.join(CAPTION)})")
     clips.add_argument("--world", metavar="POOL:N", help="N clips of the sprite world, pool raw or curated")
-    fields.add_fields(build, PairConfig, "how pairs are made")
+    clips.add_argument(
+        "--prompts", metavar="FILE", help="prompts alone, for methods that need no clips: txt, csv, jsonl"
+    )
+    fields.add_fields(build, BlockConfig, "how pairs are made")
+    for names, own in _owned().items():
+        fields.add_group(build, own, f"how pairs are made for {words.few(names, 9)}")
     work = build.add_argument_group("work")
     work.add_argument("--worker", default="0/1", metavar="I/N", help="make every N-th block from I on (default: 0/1)")
     work.add_argument("--device", metavar="NAME", help="e.g. cuda:1 or cpu (default: a GPU if there is one)")
@@ -43,9 +53,38 @@ def add_arguments(parser):
         one = what.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
         one.add_argument("store", metavar="STORE", help="the folder of the pairs")
 
+# %% ../../nbs/95_cli/04_pairs.ipynb #40b76c9f
+def _owned():
+    "The settings that only some methods have, {names of these methods: their fields}."
+    owners, shared = {}, fields.described(BlockConfig)
+    for name in (name for name in methods.names() if methods.get(name).made_by):
+        for key, field in fields.described(methods.get(name).pairs_config()).items():
+            if key not in shared:
+                owners.setdefault(key, ([], field))[0].append(name)
+    found = {}
+    for key, (names, field) in owners.items():
+        found.setdefault(tuple(names), {})[key] = field
+    return found
+
+
+def _config(args):
+    "The settings of the pairs that are asked for."
+    found = fields.load(args.config) if args.config else {}
+    (method := methods.get(args.method or found.get("method", "local_dpo"))).ready()
+    Config = method.pairs_config()
+    for names, own in _owned().items():
+        for key in own:
+            if key in args and method.name not in names:
+                what, then = fields.flag(own[key]), f"it is for {words.few(names, 9)}"
+                raise Refused(what, f"does not go with --method {method.name}", f"leave it out: {then}")
+    given = fields.settings(args, Config, lambda found: _of_store(found, Config), also=("method",))
+    return Config(**{key: value for key, value in given.items() if key != "method"})
+
 # %% ../../nbs/95_cli/04_pairs.ipynb #890b3e7c
-def _clips(args):
+def _clips(args, config):
     ways = "give --clips DIR with --captions FILE, or --world curated:64"
+    if args.prompts:
+        return _prompts(args, config, ways)
     if not args.world and not args.clips and not args.captions:
         raise Refused("the clips", "are not named", ways)
     if args.world:
@@ -59,6 +98,15 @@ def _clips(args):
     if not args.clips:
         raise Refused(f"--captions {args.captions}", "has no clips with it", "name their folder with --clips DIR")
     return from_folder(args.clips, args.captions, args.file_column, args.caption_column)
+
+# %% ../../nbs/95_cli/04_pairs.ipynb #4b3627ea
+def _prompts(args, config, ways):
+    if config.reads_clips:
+        why = f"has no clips, and pairs for {config.method} are made from clips"
+        raise Refused(f"--prompts {args.prompts}", why, ways)
+    if other := next((name for name in ("world", "clips", "captions") if getattr(args, name)), None):
+        raise Refused(f"--prompts {args.prompts}", f"does not go with --{other}", "give one of the two")
+    return [Clip(one.id, one.prompt, None) for one in read_prompts(args.prompts)]
 
 
 CLIPS = 1_000_000  # of the sprite world in one store
@@ -78,28 +126,34 @@ def _world(text):
     return from_world(name, count)
 
 # %% ../../nbs/95_cli/04_pairs.ipynb #e4554685
-def _of_store(found):
+def _of_store(found, Config):
     "The settings in the store.json of a finished store."
     if fields.written_by(found) == "pairs build":
-        return {name: found[name] for name in fields.described(PairConfig) if name in found}
+        return {name: found[name] for name in fields.described(Config) if name in found}
 
 
 def _build(args):
-    clips, worker = _clips(args), words.worker(args.worker)
+    config = _config(args)
+    clips, worker = _clips(args, config), words.worker(args.worker)
     pairs.check_place(args.store)
-    config = PairConfig(**fields.settings(args, PairConfig, _of_store))
-    from localdpo import backbones, masks
+    config.settings()  # refuses what it does not know, before a model is loaded
+    from localdpo import backbones
 
-    masks.configured(config.mask)  # refuses what it does not know, before a model is loaded
     store = build(backbones.load(args.model, args.device), clips, args.store, config, worker, args.renew)
     if store is None:
         print(f"{args.store}: this worker is done, others are not")
     else:
-        why = " (see bad_clips.csv)" if store.bad else ""
-        print(f"{args.store}: {words.counted(len(store), 'pair')}, {words.counted(len(store.bad), 'bad clip')}{why}")
+        why, named = " (see bad_clips.csv)" if store.bad else "", store.settings.get("method")
+        bad = (
+            f"{words.counted(len(store.bad), 'prompt')} without one"
+            if named
+            else words.counted(len(store.bad), "bad clip")
+        )
+        print(f"{args.store}: {words.counted(len(store), 'pair')}, {bad}{why}")
         _say_cut(store)
+        print(*(f"without     {line}\n" for line in _bad(store) if named), sep="", end="")
         if not len(store):
-            raise Failed(f"{args.store}: no clip could be used; bad_clips.csv says why")
+            raise Failed(f"{args.store}: no {'prompt' if named else 'clip'} could be used; bad_clips.csv says why")
 
 
 def _say_cut(store):
@@ -125,8 +179,13 @@ def _show(args):
     store = pairs.PairStore(args.store)
     entries = [store.entry(i) for i in range(len(store))]
     print(store, f"{words.counted(len(store.missing), 'block')} missing or stale", sep="\n")
+    if judges := store.settings.get("judge"):
+        print(
+            f"for         {store.method}, {store.settings['samples']} samples a prompt, ranked by {', '.join(judges)}"
+        )
     rows = dict(noise_alpha=[entry["noise_alpha"] for entry in entries])
     rows["mask area"] = [entry["facts"].get("area") for entry in entries]
+    rows["scores"] = [total for entry in entries for total in entry["facts"].get("totals", [])]
     for name, values in rows.items():
         if values and None not in values:
             print(f"{name:<12}{min(values):.3f} to {max(values):.3f}, mean {np.mean(values):.3f}")
@@ -137,10 +196,11 @@ def _show(args):
 
 
 def _bad(store):
-    "The clips that could not be used, a line for each reason."
+    "The clips or prompts that could not be used, a line for each reason."
+    kind = "prompt" if store.settings.get("method") else "clip"
     for why in sorted({fault.why for fault in store.bad}):
         names = [fault.name for fault in store.bad if fault.why == why]
-        yield f"{words.counted(len(names), 'clip')} ({words.few(names)}): {why}"
+        yield f"{words.counted(len(names), kind)} ({words.few(names)}): {why}"
 
 
 def main(args):

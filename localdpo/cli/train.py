@@ -31,7 +31,13 @@ def add_arguments(parser):
     )
     parser.add_argument("model", metavar="MODEL", help="a model: its name, its folder, or owner/name on the hub")
     parser.add_argument("pairs", metavar="PAIRS", help="the folder of a store that `localdpo pairs build` made")
-    parser.add_argument("--recipe", choices=methods.names(), help="the method to learn by (default: local_dpo)")
+    parser.add_argument(
+        "--recipe",
+        "--method",
+        metavar="NAME",
+        choices=methods.names(),
+        help=f"the method to learn by: {', '.join(methods.names())} (default: local_dpo)",
+    )
     parser.add_argument(
         "--beta",
         type=float,
@@ -132,6 +138,7 @@ def _train(args):
     store = PairStore(args.pairs)
     if not args.partial:
         store.check_finished(UNFINISHED)
+    _check_method(store, methods.get(recipe.name))
     from localdpo.backbones.hollow import network
     from localdpo.training import loop  # torch takes seconds to import; what is wrong above is said before
 
@@ -147,6 +154,13 @@ def _train(args):
         return
     folder = loop.train(backbone, store, recipe, config, args.partial)
     print(f"adapter: {folder / 'adapter'}")
+
+# %% ../../nbs/95_cli/05_train.ipynb #cc1c5050
+def _check_method(store, method):
+    "Refuse pairs that teach `method` nothing; if they were made for another one, say for which."
+    method.check(store)
+    if store.method in methods.names() and methods.get(store.method).pairs_config() is not method.pairs_config():
+        print(f"{method.name} learns from pairs for {store.method}: {methods.get(store.method).pairs}")
 
 # %% ../../nbs/95_cli/05_train.ipynb #3369bd84
 def _device():

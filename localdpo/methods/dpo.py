@@ -13,7 +13,8 @@ METHOD = Method(
     name="dpo",
     paper="Diffusion-DPO (arXiv:2311.12908), for video as in VideoAlign (arXiv:2501.13918)",
     claim="the better of two clips, as a whole, shows the way",
-    pairs="a winner and a loser; in the paper the best and the worst of three samples, ranked by a critic",
-    made_by="localdpo pairs build",
+    pairs="the best and the worst of three samples of a prompt, ranked by a critic",
+    made_by="localdpo pairs build --method dpo",
     recipe=Recipe("localdpo.losses.dpo", dict(beta=5000.0), tiny=dict(beta=1000.0), betas=("dpo",)),
+    config="localdpo.methods.ranked_samples.RankedConfig",
 )

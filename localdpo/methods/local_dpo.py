@@ -23,4 +23,5 @@ METHOD = Method(
         betas=("ra_dpo", "dpo"),
         weights=("weights", "masked_sft", "winner_anchor"),
     ),
+    own_pairs=True,
 )

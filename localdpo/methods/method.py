@@ -11,7 +11,8 @@ import pkgutil
 from dataclasses import dataclass, replace
 
 from ..ground.errors import Refused
-from ..training.recipe import Recipe
+from ..ground.words import near
+from ..training.recipe import Recipe, function
 
 # %% ../../nbs/65_methods/00_method.ipynb #b0f1d1ca
 @dataclass(frozen=True)
@@ -24,9 +25,21 @@ class Method:
     pairs: str  # where they come from, in one line
     made_by: str  # the command that makes them; empty while nothing here does
     recipe: Recipe
+    config: str = "localdpo.pairs.builder.PairConfig"  # settings of its pairs, by name
+    own_pairs: bool = False  # whether pairs made for another method teach it nothing
 
     def __post_init__(self):
         object.__setattr__(self, "recipe", replace(self.recipe, method=self.name))  # so that refusals can name it
+
+    def pairs_config(self):
+        "The record of settings that its pairs are made by."
+        return function(self.config)
+
+    def check(self, store):
+        "Refuse a store whose pairs were made for another method, if they teach this one nothing."
+        if self.own_pairs and store.method not in (None, self.name):
+            why = f"holds pairs for {store.method}, and {self.name} needs {self.pairs}"
+            raise Refused(store.path, why, f"make them with `{self.made_by}`, or train with --recipe {store.method}")
 
     def ready(self):
         "Refuse a method whose pairs no command makes yet."
@@ -63,7 +76,7 @@ def _method(name):
 def get(name):
     "The method `name`."
     if name not in (known := names()):
-        raise Refused(f"recipe {name!r}", "is not the name of a method", f"choose from {', '.join(known)}")
+        raise Refused(f"method {name!r}", "does not exist", near(name, known))
     return _method(name)
 
 

@@ -149,6 +149,11 @@ class _Read(_Numbered):
     "A store whose pairs can be read."
 
     @property
+    def method(self):
+        "The method that the pairs were made for; None if nobody said."
+        return self.settings.get("method") or ("local_dpo" if self.settings.get("masked") else None)
+
+    @property
     def bad(self):
         "Clips that could not be used, each a `Fault`."
         return [Fault(**clip) for block in self.blocks.values() for clip in block["bad"]]

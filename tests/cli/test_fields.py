@@ -46,7 +46,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_record(tmp_pa
         ("share_noise: 1", "mine.yaml: share_noise 1: is not true or false"),
         ("lr: fast", "mine.yaml: lr fast: is not a number"),
         ("precision: fp8", "mine.yaml: precision fp8: is not one of auto, bf16, fp32"),
-        ("recipe: dqo", "recipe 'dqo': is not the name of a method"),
+        ("recipe: dqo", "method 'dqo': does not exist\n  -> did you mean dpo?"),
         ("recipe: [dpo]", "recipe ['dpo']: is not a name, or a name with settings"),
         ('out: "a\\0b"', "is not a text without a NUL character"),
         ("- steps", "holds no settings with names"),

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import killed, random_model
 
 from localdpo.cli import main as cli
 from localdpo.clips.captions import caption_fault
@@ -171,43 +170,6 @@ def test_what_is_there_is_not_made_again(backbone, clips, store, monkeypatch):
     assert len(build(backbone, clips, store, CONFIG)) == 6
     after = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in store.glob("block-*")}
     assert after == {name: facts for name, facts in before.items() if name.startswith("block-")}
-
-
-def killed(work, moment):
-    "Run `work` in a process that is killed: after some seconds, or at a place within a save."
-    if (child := os.fork()) == 0:
-        try:
-            torch.set_num_threads(1)
-            if isinstance(moment, tuple):
-                die_within_a_save(*moment)
-            work()
-        finally:
-            os._exit(0)
-    if isinstance(moment, float):
-        time.sleep(moment)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1] == signal.SIGKILL
-
-
-def die_within_a_save(place, after):
-    "Let the save number `after` end in a kill at its `place`."
-    calls, plain = [0], dict(write=Path.write_bytes, replace=os.replace)
-
-    def write(self, data):
-        calls[0] += 1
-        if place == "half written" and calls[0] == after:
-            plain["write"](self, data[: len(data) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain["write"](self, data)
-
-    def replace(source, target):
-        if place == "before the name" and calls[0] == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        plain["replace"](source, target)
-        if place == "after the name" and calls[0] == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Path.write_bytes, os.replace = write, replace
 
 
 PLACES = ("half written", "before the name", "after the name")
