@@ -21,7 +21,7 @@ from ..ground.devices import place
 from ..ground.errors import Refused
 from ..ground.noise import normal_batch
 from ..ground.progress import progress
-from ..ground.words import counted
+from ..ground.words import check_cfg_scale, check_seed, check_size, check_steps, check_whole
 
 # %% ../../nbs/20_backbones/01_backbone.ipynb #ab351b49
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ class _Text:
                 raise Refused(
                     f"prompt {prompt[:60]!r}",
                     f"has {len(ids)} tokens, {self.name} reads {self.text_length}",
-                    "shorten it, or let its end go with --long-captions cut",
+                    "shorten it, or have its end cut: --long-captions cut, in Python captions.read_caption(model, text, 'cut')",
                 )
             # a large vocabulary spells any word from pieces; a tiny one knows the words of its world and no others
             if len(tokenizer) < 1000 and tokenizer.unk_token_id in ids:
@@ -224,14 +224,11 @@ class _Generation(_Walk):
 
         The noise of a clip depends on `seed`, its prompt and how often the prompt came before: not on the batch.
         """
-        shape = self.latent_shape(*(size or self.native))
-        prompts = _texts(prompts)
-        if not prompts or steps < 1:
-            raise Refused(
-                f"{counted(len(prompts), 'prompt')}, {counted(steps, 'step')}",
-                "make no clip",
-                "pass a prompt and a step at least",
-            )
+        seed, steps, cfg_scale = check_seed(seed), check_steps(steps), check_cfg_scale(cfg_scale)
+        batch, size = check_whole("batch", batch, 1), self.native if size is None else check_size(size)
+        shape, prompts = self.latent_shape(*size), _texts(prompts)
+        if not prompts:
+            raise Refused("the prompts", "are an empty list, and make no clip", "pass a prompt at least")
         visits = [prompts[:i].count(prompt) for i, prompt in enumerate(prompts)]
         clips, starts = [], range(0, len(prompts), batch)
         for start in progress(starts, "generate", unit="batch") if len(starts) > 1 else starts:

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from ..ground.errors import Refused
-from ..ground.words import near
+from ..ground.words import near, short
 
 # %% ../../nbs/95_cli/11_fields.ipynb #1c1b7dab
 def setting(default, help, **facts):
@@ -91,7 +91,9 @@ def value(field, given, where=""):
     except ValueError as wanted:
         what = f"{where}: {field.name}" if where else flag(field)
         text = " ".join(map(str, given)) if isinstance(given, list) else given
-        raise Refused(f"{what} {text}", f"is not {wanted}", f"write {wanted}; {field.metadata['help']}") from None
+        raise Refused(
+            f"{what} {short(str(text))}", f"is not {wanted}", f"write {wanted}; {field.metadata['help']}"
+        ) from None
 
 # %% ../../nbs/95_cli/11_fields.ipynb #595194a0
 def _value(field, given):

@@ -42,6 +42,10 @@ WORDS = {  # each is the module of its name in localdpo.cli
 class Parser(argparse.ArgumentParser):
     "A parser that answers a mistake in two lines, where argparse would print every option there is."
 
+    def __init__(self, *words, **options):
+        super().__init__(*words, **options)
+        self._negative_number_matcher = re.compile(r"^-[.\d]")  # -1e-3 and -1/2 are values, too, and no options
+
     def error(self, message):
         why = message
         for said, plain in PLAIN.items():
@@ -62,7 +66,7 @@ PLAIN = {  # what argparse says, and how it reads here
 def _called(parser):
     return parser.prog.partition(" ")[2] or "the command line"
 
-
+# %% ../../nbs/95_cli/01_main.ipynb #41b6c5fc
 def parser(asked=None):
     "The parser of the whole command line; only the word that is `asked` for is imported and described in full."
     top = Parser(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .errors import Refused
 from .paths import check_file
+from .words import few
 
 # %% ../../nbs/90_ground/04_seals.ipynb #96fdea0c
 def sealed(value):
@@ -62,13 +63,18 @@ def differences(a, b, name=""):
 
 
 def changes(old, new):
-    "In which settings `new` differs from `old`, each with both values."
-    found = []
+    "In which settings `new` differs from `old`, each with both values; many that only one of the two has, in one sentence."
+    found, gone, come = [], [], []
     for name in differences(old, new):
         was, now = (_value(settings, name, _short) for settings in (old, new))
         if was == now:  # they differ in later digits
             was, now = (_value(settings, name) for settings in (old, new))
         found.append(f"{name} was {was}, is {now}")
+        (gone if now == "none" else come if was == "none" else []).append((name, found[-1]))
+    for some, are in ((gone, "are not given now"), (come, "were not given then")):
+        if len(some) > 3:
+            lines = [line for _, line in some]
+            found = [line for line in found if line not in lines] + [f"{few(name for name, _ in some)} {are}"]
     return found
 
 

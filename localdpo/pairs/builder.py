@@ -16,6 +16,7 @@ from ..backbones.identity import identity
 from ..ground.errors import Refused, Starved, patiently
 from ..ground.noise import generator
 from ..ground.seals import file_sum, unsealed
+from ..ground.words import check_worker
 from . import store as pairs
 from .config import BlockConfig, setting
 from .files import BAD, bad_table
@@ -233,12 +234,11 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
     "Make the pairs of `clips` in the folder `store`, or go on, as worker `(i, n)`; returns the store once it is complete."
     from localdpo.ground.progress import progress
 
-    config, (i, n) = config or PairConfig(), worker
+    config, (i, n) = config or PairConfig(), check_worker(worker)
     config, clips = replace(config, size=tuple(config.size or backbone.native)), config.sources(_sorted(clips))
     backbone.latent_shape(*config.size)
-    if not clips or not 0 <= i < n:
-        what = f"worker {i} of {n}" if clips else "a list of no clips"
-        raise Refused(what, "has nothing to do", "number workers from 0, and give them clips")
+    if not clips:
+        raise Refused("a list of no clips", "makes no pairs", "give some")
     settings = dict(
         identity=identity(backbone),
         **config.settings(),

@@ -39,7 +39,7 @@ TENSORS = ("winner", "loser", "mask", "text")
 # %% ../../nbs/30_pairs/06_files.ipynb #6f5ea559
 def there(path):
     "The folder `path` of a store; refused if no store was begun there."
-    path = Path(path)
+    path = paths.named(path, "the store")
     if path.is_dir() and ((path / "store.json").exists() or any(path.glob("block-[0-9]*"))):
         return path
     why = "no store of pairs was begun in it" if path.is_dir() else "there is no such folder"

@@ -16,7 +16,7 @@ from ..backbones.identity import identity
 from ..ground import paths
 from ..ground.errors import Refused
 from ..ground.seals import REPAIR, changes, differences, sealed, tensor_sum, unsealed
-from ..ground.words import counted, few
+from ..ground.words import counted, few, shown
 from .batch import PairBatch
 from localdpo.pairs.files import (
     BAD,
@@ -67,9 +67,7 @@ def _begun_otherwise(begun, settings):
 # %% ../../nbs/30_pairs/03_store.ipynb #9c69e444
 def check_place(path):
     "Refuse a place where no store can be: a file, or the folder of something else."
-    if not str(path):
-        raise Refused("the store", "has no name", "name a folder for the pairs")
-    paths.check_folder(path := Path(path))
+    paths.check_folder(path := paths.named(path, "the store"))
     paths.check_ours(path, "a store of pairs", ["store.json", "block-[0-9]*"], beside=[BAD])
     paths.check_file(path / BAD)
 
@@ -94,7 +92,7 @@ class _Opened:
     "A store whose blocks are known by what their json files say."
 
     def __init__(self, path, settings=None):
-        self.path = Path(path)
+        self.path = paths.named(path, "the store")
         if settings is not None:
             start(self.path, settings)
         self.settings = unsealed(there(self.path) / "store.json")
@@ -186,6 +184,12 @@ class _Grown(_Read):
 
     def append(self, pairs):
         "Add `pairs` as one block. Those that are there already are skipped if they are the same, and refused if not."
+        pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
+        for pair in pairs:
+            if not isinstance(pair, Pair):
+                raise Refused(
+                    f"pair {shown(pair)[:60]}", "is not a pair", "give a list of localdpo.pairs.store.Pair(...)"
+                )
         new = [pair for pair in pairs if not self._has(pair)]
         for pair in new:
             if faults := pair_faults(pair, self.settings):

@@ -6,11 +6,13 @@
 __all__ = ['Prompt', 'as_prompts', 'checked', 'read_prompts']
 
 # %% ../../nbs/15_prompts/02_files.ipynb #d4b650b8
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..clips.captions import caption_fault, caption_rows, odd_byte, recode, text_of
 from ..ground.errors import Refused
+from ..ground.words import shown
 
 # %% ../../nbs/15_prompts/02_files.ipynb #745d7162
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Prompt:
 
 def as_prompts(prompts):
     "A list of texts, or of dicts with `id` and `prompt`, as prompts; each id once, each text in order."
-    if isinstance(prompts, (str, Path, dict)):
+    if isinstance(prompts, (str, Path, dict)) or not isinstance(prompts, Iterable):
         then = "pass a list, such as [text]; localdpo.prompts.files.read_prompts reads a file"
-        raise Refused(f"prompts {str(prompts)[:60]!r}", "are not a list", then)
+        raise Refused(f"prompts {shown(prompts)[:60]}", "are not a list", then)
     return checked((getattr(entry, "place", None), _row(entry)) for entry in prompts)
 
 
@@ -43,7 +45,7 @@ def checked(rows):
     for i, (file_place, row) in enumerate(rows):
         place = file_place or f"prompt {i}"
         if not isinstance(row, dict):
-            raise Refused(place, row if isinstance(row, str) else f"is a {type(row).__name__}", then)
+            raise Refused(place, row if isinstance(row, str) else f"is {shown(row)}, and no text", then)
         if missing := [name for name in ("id", "prompt") if name not in row]:
             columns = ", ".join(map(str, row)) or "none"
             raise Refused(place, f"has no {missing[0]}; it has {columns}", "give each prompt an id and a prompt")

@@ -16,7 +16,17 @@ from ..backbones.captions import read_caption
 from ..backbones.identity import identity
 from ..ground.devices import free_memory
 from ..ground.errors import Failed, Refused
-from ..ground.words import check_seed, check_size, check_whole, counted
+from ..ground.paths import named
+from localdpo.ground.words import (
+    check_cfg_scale,
+    check_number,
+    check_seed,
+    check_size,
+    check_steps,
+    check_whole,
+    check_worker,
+    counted,
+)
 from ..prompts.files import Prompt as Prompt
 from ..prompts.files import as_prompts
 from ..prompts.files import read_prompts as read_prompts
@@ -83,18 +93,23 @@ def make_batch(backbone, jobs, settings):
 
 # %% ../../nbs/50_sampling/01_videos.ipynb #d491d5d7
 def check_values(seeds, seed, size, steps, cfg_scale, fps, batch, lossless=False, long_captions="refuse"):
-    "Refuse values that make no video, whatever the model."
-    check_whole("seeds", seeds, 1)
-    check_seed(seed), check_seed(seed + seeds - 1)
-    check_whole("steps", steps, 1, 1000)
-    check_whole("batch", batch, 1)
-    for name, value, least in (("cfg_scale", cfg_scale, 0), ("fps", 1 if fps is None else fps, 0.1)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 1000:
-            raise Refused(f"{name} {value!r}", "makes no video", f"use a number from {least} to 1000")
-    if size is not None:
-        check_size(size)
-        if size[0] == 1:
-            raise Refused(f"size {'x'.join(map(str, size))}", "is a picture and no video", "give more frames")
+    "These values, as plain numbers; refused if they make no video, whatever the model."
+    seeds, seed = check_whole("seeds", seeds, 1), check_seed(seed)
+    check_seed(seed + seeds - 1)
+    if not isinstance(lossless, bool):
+        raise Refused(f"lossless {lossless!r}", "is neither True nor False", "give one of the two")
+    if size is not None and (size := check_size(size))[0] == 1:
+        raise Refused(f"size {'x'.join(map(str, size))}", "is a picture and no video", "give more frames")
+    return dict(
+        seeds=seeds,
+        seed=seed,
+        size=size,
+        steps=check_steps(steps),
+        cfg_scale=float(check_cfg_scale(cfg_scale)),
+        fps=None if fps is None else float(check_number("fps", fps, 0.1, 1000)),
+        batch=check_whole("batch", batch, 1),
+        lossless=lossless,
+    )
 
 
 def _settings(backbone, adapter, size, steps, cfg_scale, fps, batch, lossless):
@@ -108,10 +123,10 @@ def _settings(backbone, adapter, size, steps, cfg_scale, fps, batch, lossless):
         adapter=adapter,
         size=size,
         steps=steps,
-        cfg_scale=float(cfg_scale),
+        cfg_scale=cfg_scale,
         fps=float(fps),
         batch=batch,
-        lossless=bool(lossless),
+        lossless=lossless,
     )
     return json.loads(json.dumps(settings))  # as they will be read back
 
@@ -142,14 +157,13 @@ def sample(
     a prompt that is longer than the model reads is refused, or cut with `long_captions="cut"`.
     """
     # check everything
-    prompts, out, (i, n) = as_prompts(prompts), Path(out), worker
-    check_values(seeds, seed, size, steps, cfg_scale, fps, batch)
-    if not 0 <= i < n:
-        raise Refused(f"worker {i} of {n}", "has nothing to do", "number workers from 0")
+    prompts, out, (i, n) = as_prompts(prompts), named(out, "out"), check_worker(worker)
+    values = check_values(seeds, seed, size, steps, cfg_scale, fps, batch, lossless)
+    seeds, seed, batch = values.pop("seeds"), values.pop("seed"), values["batch"]
     jobs = jobs_of(prompts, seed, seeds, _reads(backbone, prompts, long_captions))
     file = None if adapter is None else find_adapter(adapter)
     facts = _adapter_facts(backbone, file, alpha)
-    settings = _settings(backbone, facts, size, steps, cfg_scale, fps, batch, lossless)
+    settings = _settings(backbone, facts, **values)
     # see what is there
     asked = dict(seed=seed, seeds=seeds, long_captions=long_captions)
     begun = begin(out, settings, dict(model=backbone.name, adapter=file and str(file)) | asked)

@@ -7,12 +7,12 @@ __all__ = ['PLACES', 'UNFINISHED', 'TrainConfig', 'tiny']
 
 # %% ../../nbs/40_training/08_config.ipynb #9b9435ae
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 
 from ..ground.errors import Refused
+from ..ground.paths import named
 from ..ground.seals import REPAIR
-from ..ground.words import SEEDS, check_number
+from ..ground.words import SEEDS, check_number, near
 
 # %% ../../nbs/40_training/08_config.ipynb #c76cccbf
 PLACES = ("jsonl", "trackio", "tensorboard", "wandb")
@@ -38,21 +38,22 @@ class _Settings:
 
     def __post_init__(self):
         for setting in dataclasses.fields(self):
-            _check(setting, getattr(self, setting.name))
+            object.__setattr__(self, setting.name, _checked(setting, getattr(self, setting.name)))
         if self.batch % self.micro_batch:
             what, why = f"micro_batch {self.micro_batch}", f"does not divide the batch of {self.batch}"
             raise Refused(what, why, "choose one that does")
 
-    @classmethod
-    def read(cls, settings):
-        "The record of the mapping `settings`; unknown ones are refused by name."
+    def __new__(cls, *values, **settings):
         known = [setting.name for setting in dataclasses.fields(cls)]
         for name in settings:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                then = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-                raise Refused(f"setting {name!r}", "is not known to training", then)
-        return cls(**settings)
+                raise Refused(f"setting {name!r}", "is not known to training", near(name, known))
+        return super().__new__(cls)
+
+    @classmethod
+    def read(cls, settings):
+        "The record of the mapping `settings`; unknown ones are refused by name."
+        return cls(**{str(name): value for name, value in settings.items()})
 
     def filled(self, backbone):
         "These settings with what is None filled in for `backbone`."
@@ -105,16 +106,18 @@ def _free(setting):
     return setting.metadata.get("free", False)
 
 # %% ../../nbs/40_training/08_config.ipynb #eab2f9e0
-def _check(setting, value):
+def _checked(setting, value):
+    "The value of a setting, if it can be one."
     kind, facts = setting.metadata.get("type", type(setting.default)), setting.metadata
     if value is None and setting.default is None:
-        return
+        return value
     if kind in (int, float):
         whole = "whole " if kind is int else ""
-        check_number(setting.name, value, facts["least"], facts["most"], whole, f"; {facts['help']}")
-        return
-    value = str(value) if setting.name == "out" else value  # a Path is as good
+        return check_number(setting.name, value, facts["least"], facts["most"], whole, f"; {facts['help']}")
+    if setting.name == "out":
+        return str(named(value, "out"))
     if type(value) is not kind:
         raise Refused(f"{setting.name} {value!r}", f"is not of type {kind.__name__}", f"pass one; {facts['help']}")
     if value not in facts.get("choices", [value]):
         raise Refused(f"{setting.name} {value!r}", "is not known", f"choose from {', '.join(facts['choices'])}")
+    return value

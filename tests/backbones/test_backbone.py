@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_model, said
@@ -364,9 +365,40 @@ def test_a_prompt_that_is_no_text_is_refused_by_its_place(backbone, wrong):
 
 def test_what_cannot_be_generated_is_refused(backbone):
     assert backbone.generate(PROMPT, steps=2).shape[0] == 1  # one prompt is a list of one
-    for prompts, steps in (([], 2), ([PROMPT], 0), ([PROMPT], -1)):
-        with pytest.raises(Refused, match="make no clip"):
-            backbone.generate(prompts, steps=steps)
+    with pytest.raises(Refused, match="make no clip"):
+        backbone.generate([])
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (dict(steps=0), "steps 0: is out of range\n.*1 to 1000"),
+        (dict(steps=-1), "steps -1: is out of range"),
+        (dict(steps=1.5), "steps 1.5: is not a whole number\n.*1 to 1000"),
+        (dict(steps="2"), "steps '2': is not a whole number"),
+        (dict(steps=1001), "steps 1001: is out of range"),
+        (dict(cfg_scale=float("nan")), "cfg_scale nan: is out of range\n.*0 to 1000"),
+        (dict(cfg_scale=-1), "cfg_scale -1: is out of range"),
+        (dict(cfg_scale="6"), "cfg_scale '6': is not a number"),
+        (dict(size=9), "size 9: is not three whole numbers\n.*49x480x720"),
+        (dict(size="9x32x32"), "size 9x32x32: is not three whole numbers"),
+        (dict(size=(9, 32.0, 32)), "size 9x32.0x32: is not three whole numbers"),
+        (dict(size=()), "size : is not three whole numbers"),
+        (dict(seed=0.5), "seed 0.5: is not a whole number"),
+        (dict(seed=None), "seed None: is not a whole number"),
+        (dict(batch=0), "batch 0: is out of range"),
+        (dict(prompts=[" ".join([PROMPT] * 9)]), "tokens, .*\n.*--long-captions cut, in Python captions.read_caption"),
+    ],
+)
+def test_what_makes_no_clip_is_refused_by_name_before_the_first_step(backbone, monkeypatch, wrong, said):
+    monkeypatch.setattr(backbone, "denoise", lambda *words: pytest.fail("a step was made"))
+    with pytest.raises(Refused, match=said):
+        backbone.generate(**dict(prompts=[PROMPT]) | wrong)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(backbone):
+    clips = backbone.generate(PROMPT, steps=np.int64(2), seed=np.uint8(3), cfg_scale=np.float32(6))
+    assert torch.equal(clips, backbone.generate(PROMPT, steps=2, seed=3, cfg_scale=6.0))
 
 
 def test_devices_and_number_formats_that_are_not_there_are_refused(folders):

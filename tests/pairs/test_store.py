@@ -648,7 +648,7 @@ def test_no_level_of_a_grid_is_above_the_range(step):
 def test_a_size_that_the_model_cannot_take_is_refused_before_anything_is_written(backbone, clips, tmp_path):
     with pytest.raises(Refused, match="height 30"):
         build(backbone, clips, tmp_path / "store", dataclasses.replace(CONFIG, size=(9, 30, 32)))
-    with pytest.raises(Refused, match="worker 2 of 2"):
+    with pytest.raises(Refused, match=r"worker \(2, 2\): has nothing"):
         build(backbone, clips, tmp_path / "store", CONFIG, worker=(2, 2))
     assert not (tmp_path / "store").exists()
 
@@ -886,6 +886,27 @@ def test_a_reader_of_the_output_that_has_enough_is_no_error(store):
     command = f"{sys.executable} -m localdpo.cli pairs show {store} | head -c 1; echo ${{PIPESTATUS[0]}}"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
     assert run.stdout.split()[-1][-1] == "0" and "Traceback" not in run.stderr and "Broken" not in run.stderr
+
+
+@pytest.mark.parametrize("path", [None, "", 3])
+def test_a_store_without_a_name_is_refused(path):
+    for call in (pairs.PairStore, lambda path: pairs.PairStore(path, {}), pairs.verify, pairs.start):
+        with pytest.raises(Refused, match=f"the store {path!r}: names nothing"):
+            call(path, {}) if call is pairs.start else call(path)
+
+
+def test_what_is_not_a_pair_is_not_appended(tmp_path):
+    store = pairs.PairStore(tmp_path / "store", {})
+    for wrong in ([1], 1, [None], "ab"):
+        with pytest.raises(Refused, match="pair .*: is not a pair\n.*give a list of localdpo.pairs.store.Pair"):
+            store.append(wrong)
+    assert not list(store.path.glob("block*"))
+
+
+def test_settings_of_something_else_are_told_in_one_sentence(store):
+    with pytest.raises(Refused, match="other settings: .*identity") as refusal:
+        pairs.PairStore(store, dict(kind="mine"))
+    assert refusal.value.why.count("none") <= 1 and re.search(", and [0-9]+ more are not given now", refusal.value.why)
 
 
 @pytest.mark.parametrize("name", ["", "file", "videos"])

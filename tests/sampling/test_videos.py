@@ -377,17 +377,39 @@ def test_a_wan_is_sampled_by_name_alone(tmp_path):
         (dict(size=(9, 32)), "size 9x32"),
         (dict(size=(10, 32, 32)), "10 frames"),
         (dict(size=(9, 30, 32)), "height 30"),
-        (dict(worker=(2, 2)), "worker 2 of 2"),
+        (dict(worker=(2, 2)), r"worker \(2, 2\): has nothing to do"),
+        (dict(worker="0/1"), "worker '0/1': does not say which worker of how many\n.*as in \\(0, 4\\)"),
+        (dict(worker=(0.0, 1)), "does not say which worker"),
+        (dict(size=9), "size 9: is not three whole numbers"),
+        (dict(lossless="no"), "lossless 'no': is neither True nor False"),
+        (dict(cfg_scale="6"), "cfg_scale '6': is not a number"),
+        (dict(fps="8"), "fps '8': is not a number"),
+        (dict(seeds="2"), "seeds '2': is not a whole number"),
+        (dict(prompts=None), "prompts None: are not a list\n.*pass a list"),
+        (dict(prompts=[3]), "prompt 0: is 3, and no text"),
         (dict(prompts=["a purple elephant"]), "a purple elephant.*purple, elephant|words that .* never saw"),
         (dict(prompts=[]), "the prompts: are an empty list"),
     ],
 )
 def test_what_makes_no_video_is_refused_before_anything_is_written(tiny, tmp_path, bad, what):
-    prompts = bad.pop("prompts", PROMPTS) if "prompts" in bad else PROMPTS
+    prompts = bad.get("prompts", PROMPTS)
     settings = {name: value for name, value in bad.items() if name != "prompts"}
     with pytest.raises(Refused, match=what):
         sample(tiny, prompts, tmp_path / "out", **FEW | settings)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", [None, "", 3])
+def test_a_folder_without_a_name_is_refused(tiny, out):
+    with pytest.raises(Refused, match=f"out {out!r}: names nothing"):
+        sample(tiny, PROMPTS, out, **FEW)
+
+
+def test_numbers_of_numpy_make_the_same_folder(tiny, tmp_path, made):
+    sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
+    made.clear()
+    sample(tiny, PROMPTS[:1], tmp_path / "out", steps=np.int64(2), seed=np.int32(0), size=tuple(np.array([9, 32, 32])))
+    assert not made
 
 
 LONG = " ".join([TEXTS[0]] * 5)

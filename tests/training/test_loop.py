@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_model
@@ -25,7 +27,7 @@ from localdpo.miniature import models
 from localdpo.pairs.toys import ToyPairs
 from localdpo.training import alarms, checkpoints, loop
 from localdpo.training.config import TrainConfig
-from localdpo.training.loop import gradient, train
+from localdpo.training.loop import Run, gradient, train
 from localdpo.training.order import draws
 from localdpo.training.runs import find_adapter
 
@@ -604,6 +606,12 @@ def test_the_plan_and_the_run_say_which_beta_it_is(tmp_path, capsys):
         (dict(backbone="tiny-wan-1.3b"), "backbone 'tiny-wan-1.3b': is not a model\n  -> pass localdpo.backbones.load"),
         (dict(recipe="sft"), "recipe 'sft': is not a recipe\n  -> pass localdpo.methods.recipe"),
         (dict(recipe=None), "recipe None: is not a recipe"),
+        (dict(recipe=lambda maps: (maps.policy_w.mean(), {})), "recipe <function .*: cannot be used (TypeError: "),
+        (dict(recipe=lambda maps, batch: maps.policy_w.mean()), "recipe <function .*: cannot be used (TypeError: "),
+        (dict(recipe=lambda maps, batch: (maps.ref_w.mean(), {})), "recipe <function .*: cannot be used (RuntimeError"),
+        (dict(recipe=lambda maps, batch: (maps.policy_w.mean(), dict(a="b"))), "recipe <function .*: cannot be used"),
+        (dict(recipe=lambda maps, batch: 1 / 0), "recipe <function .*: cannot be used (ZeroDivisionError: "),
+        (dict(recipe=Run), "recipe <class 'localdpo.training.loop.Run'>: cannot be used (TypeError: "),
         (
             dict(config=dict(steps=1)),
             "config {'steps': 1}: is not a record of settings\n  -> pass localdpo.training.Tr",
@@ -613,11 +621,37 @@ def test_the_plan_and_the_run_say_which_beta_it_is(tmp_path, capsys):
 def test_what_training_is_called_with_is_looked_at_first(tmp_path, wrong, said):
     from localdpo.training.beta import probe_beta
 
-    sound = dict(backbone=fresh(), pairs=Pairs(), recipe=methods.recipe("sft"), config=TrainConfig(tmp_path / "run"))
+    sound = dict(
+        backbone=fresh(), pairs=Pairs(), recipe=methods.recipe("sft"), config=TrainConfig(tmp_path / "run", batch=2)
+    )
     for call in (train, probe_beta):
         with pytest.raises(Refused) as refusal:
             call(**sound | wrong)
-        assert str(refusal.value).startswith(said) and not any(tmp_path.iterdir())
+        assert re.match(re.escape(said).replace(r"\.\*", ".*"), str(refusal.value)) and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(step=3), "setting 'step': is not known to training\n  -> did you mean steps?"),
+        (dict(out=None), "out None: names nothing\n  -> give a name, as a text or a Path"),
+        (dict(out=""), "out '': names nothing"),
+        (dict(steps="3"), "steps '3': is not a whole number\n  -> use a whole number from 1 to"),
+        (dict(steps=True), "steps True: is not a whole number"),
+        (dict(steps=10**400), f"steps 1{19 * '0'}...000: is out of range"),
+        (dict(steps=10**5000), "steps of thousands of digits: is out of range"),
+        (dict(lr="fast"), "lr 'fast': is not a number"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_where_it_is_given(settings, said):
+    with pytest.raises(Refused) as refusal:
+        TrainConfig(**settings)
+    assert str(refusal.value).startswith(said)
+
+
+def test_numbers_of_numpy_are_settings():
+    config = TrainConfig(steps=np.int64(7), lr=np.float32(0.5), seed=np.uint8(3))
+    assert json.dumps([config.steps, config.lr, config.seed]) == "[7, 0.5, 3]"
 
 
 def test_compiling_without_a_gpu_is_refused_before_anything_is_written(tmp_path, capsys):
