@@ -129,6 +129,7 @@ def _world(text):
 def _of_store(found, Config):
     "The settings in the store.json of a finished store."
     if fields.written_by(found) == "pairs build":
+        found = found | found.get("weights", {})
         return {name: found[name] for name in fields.described(Config) if name in found}
 
 
@@ -185,6 +186,7 @@ def _show(args):
         )
     rows = dict(noise_alpha=[entry["noise_alpha"] for entry in entries])
     rows["mask area"] = [entry["facts"].get("area") for entry in entries]
+    rows["weight"] = list((store.weights or {}).values())
     rows["scores"] = [total for entry in entries for total in entry["facts"].get("totals", [])]
     for name, values in rows.items():
         if values and None not in values:

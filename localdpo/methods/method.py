@@ -25,7 +25,7 @@ class Method:
     pairs: str  # where they come from, in one line
     made_by: str  # the command that makes them; empty while nothing here does
     recipe: Recipe
-    config: str = "localdpo.pairs.builder.PairConfig"  # settings of its pairs, by name
+    config: type | str = "localdpo.pairs.builder.PairConfig"  # settings of its pairs, or their name
     own_pairs: bool = False  # whether pairs made for another method teach it nothing
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ from ..ground.errors import Refused
 # %% ../../nbs/30_pairs/07_batch.ipynb #24604af1
 @dataclass(frozen=True)
 class PairBatch:
-    "Some pairs: tensors of latents `[B,C,T,H,W]`, masks `[B,T,H,W]` and noise_alpha `[B]` if there are any, text `[B,L,D]`."
+    "Some pairs: latents `[B,C,T,H,W]`, text `[B,L,D]`; if they have them, masks `[B,T,H,W]`, noise_alpha and weight `[B]`, labels `[B,T]`."
 
     ids: list
     winner: Any
@@ -22,13 +22,21 @@ class PairBatch:
     mask: Any
     noise_alpha: Any
     text: Any
+    labels: Any = None  # of latent frames: 1 where the winner is better, -1 where it is worse, 0 for a tie
+    weight: Any = None
 
     def __post_init__(self):
         shape = tuple(self.winner.shape)
         if len(shape) != 5 or 0 in shape or not len(self.ids) == len(self.text) == shape[0] or self.text.ndim != 3:
             found = f"{len(self.ids)} ids, winners {shape}, text {tuple(self.text.shape)}"
             raise Refused(found, "are not a batch of pairs", "pass latents [B,C,T,H,W] and text [B,L,D], B of each")
-        expected = dict(loser=shape, mask=(shape[0], *shape[2:]), noise_alpha=shape[:1])
+        expected = dict(
+            loser=shape,
+            mask=(shape[0], *shape[2:]),
+            noise_alpha=shape[:1],
+            labels=(shape[0], shape[2]),
+            weight=shape[:1],
+        )
         for name, wanted in expected.items():
             part = getattr(self, name)
             if part is not None and tuple(part.shape) != wanted:

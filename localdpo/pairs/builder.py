@@ -248,7 +248,7 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
     inputs = [_inputs(block, settings) for block in blocks]
     if not (Path(store) / "store.json").exists():
         config.check(backbone, clips)
-    pairs.start(store, settings | dict(clips=len(clips), blocks=inputs), renew)
+    pairs.start(store, settings | config.beside() | dict(clips=len(clips), blocks=inputs), renew)
     for number in progress(range(i, len(blocks), n), f"pairs, worker {i} of {n}", unit="block"):
         if not pairs.intact(store, number, inputs[number]) or _outdated(store, number, blocks[number], config, renew):
             files = {clip.id: file_sum(clip.file) for clip in blocks[number] if clip.file}

@@ -33,9 +33,7 @@ class BlockConfig:
     seed: int = setting(0, "another seed draws other masks, noise and levels")
     dtype: str = setting("float32", "format of what is stored", choices=("float32", "bfloat16"))
     block: int = setting(8, "clips in a batch and in a file")
-    long_captions: str = setting(
-        "cut", "what to do with captions of more tokens than the model reads", choices=LONG_CAPTIONS
-    )
+    long_captions: str = setting("cut", "captions of more tokens than the model reads", choices=LONG_CAPTIONS)
 
     method, reads_clips = "local_dpo", True  # whom the pairs are for, and whether clips are read or prompts alone
 
@@ -60,6 +58,10 @@ class BlockConfig:
     def settings(self):
         "What a store says of its pairs; when it changes, they are made anew."
         return dict(vars(self))
+
+    def beside(self):
+        "What a store says that no block depends on."
+        return {}
 
 # %% ../../nbs/30_pairs/09_config.ipynb #2e9a07cc
 def _faults(config):

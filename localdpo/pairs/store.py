@@ -6,6 +6,7 @@
 __all__ = ['check_place', 'start', 'PairStore']
 
 # %% ../../nbs/30_pairs/03_store.ipynb #62da4052
+import functools
 import json
 from collections.abc import Iterable
 from itertools import zip_longest
@@ -33,6 +34,7 @@ from localdpo.pairs.files import (
     write_block,
 )
 from .files import intact as intact
+from .rarity import rarity
 
 # %% ../../nbs/30_pairs/03_store.ipynb #f637e05b
 def _begun(file, settings):
@@ -143,18 +145,31 @@ class _Numbered(_Opened):
         return self.blocks[number]["entries"][row]
 
 # %% ../../nbs/30_pairs/03_store.ipynb #ba78dc34
-class _Read(_Numbered):
-    "A store whose pairs can be read."
+class _Described(_Numbered):
+    "A store that can be asked about its pairs."
 
     @property
     def method(self):
         "The method that the pairs were made for; None if nobody said."
         return self.settings.get("method") or ("local_dpo" if self.settings.get("masked") else None)
 
+    @functools.cached_property
+    def weights(self):
+        "{id: how much the pair counts}; None if the pairs were made for a method that weighs none."
+        if (how := self.settings.get("weights")) is None:
+            return None
+        facts = [self.entry(i)["facts"] for i in range(len(self))]
+        chosen = [(one["winner"], one["loser"]) for one in facts]
+        return dict(zip(self.ids, rarity([one["totals"] for one in facts], chosen, **how), strict=True))
+
     @property
     def bad(self):
         "Clips that could not be used, each a `Fault`."
         return [Fault(**clip) for block in self.blocks.values() for clip in block["bad"]]
+
+# %% ../../nbs/30_pairs/03_store.ipynb #fdb3f0d2
+class _Read(_Described):
+    "A store whose pairs can be read."
 
     def __getitem__(self, i):
         entry, (number, row) = self.entry(i), self.place(i)
@@ -174,9 +189,13 @@ class _Read(_Numbered):
         pairs = [self[i] for i in indices]
         parts = {name: [getattr(pair, name) for pair in pairs] for name in TENSORS}
         parts = {name: None if any(row is None for row in rows) else torch.stack(rows) for name, rows in parts.items()}
-        alphas = [pair.noise_alpha for pair in pairs]
-        alphas = None if None in alphas else torch.tensor(alphas)
-        return PairBatch([pair.id for pair in pairs], noise_alpha=alphas, **parts)
+        numbers = dict(
+            noise_alpha=[pair.noise_alpha for pair in pairs],
+            labels=[pair.facts.get("labels") for pair in pairs],
+            weight=[(self.weights or {}).get(pair.id) for pair in pairs],
+        )
+        parts |= {name: None if None in rows else torch.tensor(rows) for name, rows in numbers.items()}
+        return PairBatch([pair.id for pair in pairs], **parts)
 
 # %% ../../nbs/30_pairs/03_store.ipynb #ba602acd
 class _Grown(_Read):

@@ -32,7 +32,9 @@ class ToyPairs:
         (top, bottom), (left, right) = self.square
         mask[:, :, top:bottom, left:right] = True
         loser = torch.where(mask[:, None], other, winner)
-        return PairBatch(list(ids), winner, loser, mask, torch.full((len(ids),), 0.85), text)
+        labels = (torch.arange(self.shape[1]) % 3 - 1).neg().repeat(len(ids), 1)  # better, neither, worse, better ...
+        weight = torch.ones(len(ids))
+        return PairBatch(list(ids), winner, loser, mask, torch.full((len(ids),), 0.85), text, labels, weight)
 
 # %% ../../nbs/30_pairs/08_toys.ipynb #8cb15615
 def random_model(name="tiny-wan-1.3b", seed=0):

@@ -145,9 +145,22 @@ def check_pairs(pairs, recipe, config, world=1):
         prove(recipe)
     else:
         try_out(recipe, pairs.batch(list(range(config.micro_batch))))
-    if not (hasattr(pairs, "entry") and "mask" in getattr(recipe, "needs", ())):
+    if not hasattr(pairs, "entry"):
         return
-    entries = [pairs.entry(i) for i in range(count)]
+    entries, needs = [pairs.entry(i) for i in range(count)], getattr(recipe, "needs", ())
+    other = f"make their pairs with `localdpo pairs build STORE --method {recipe.name}`" if needs else ""
+    if "weight" in needs and getattr(pairs, "weights", None) is None:
+        _refuse(entries, f"no weight, and {recipe.name} counts each by its own", other)
+    if "labels" in needs:
+        _refuse(
+            [e for e in entries if "labels" not in e["facts"]], f"no labels, by which {recipe.name} compares", other
+        )
+    if "mask" in needs:
+        _check_masks(entries, recipe)
+
+# %% ../../nbs/40_training/09_checks.ipynb #840eb42f
+def _check_masks(entries, recipe):
+    "Refuse pairs without masks and noise levels that the recipe can use."
     other = "make pairs with masks (localdpo pairs build), or train with another method, such as --recipe dpo"
     _refuse([e for e in entries if "mask" not in e["sums"]], f"no mask, and {recipe.name} looks inside one", other)
     _refuse([e for e in entries if e["noise_alpha"] is None], f"no noise_alpha, by which {recipe.name} weighs", other)

@@ -74,7 +74,8 @@ def _content(pairs):
     "A short text that changes when the pairs of a store do; None for pairs that cannot say what they are."
     if not hasattr(pairs, "entry"):
         return None
-    entries = json.dumps([pairs.entry(i) for i in range(len(pairs))], sort_keys=True)
+    weights = [pairs.weights] if getattr(pairs, "weights", None) else []
+    entries = json.dumps([*(pairs.entry(i) for i in range(len(pairs))), *weights], sort_keys=True)
     return hashlib.blake2b(entries.encode(), digest_size=16).hexdigest()
 
 # %% ../../nbs/40_training/16_identity.ipynb #4dadb94f

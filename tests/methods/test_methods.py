@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -119,8 +119,14 @@ def test_an_unknown_method_is_refused_with_the_names_there_are():
 def test_pairs_without_what_a_method_needs_are_refused_in_the_first_step(tmp_path, name):
     config = TrainConfig(out=str(tmp_path / "run"), steps=1, batch=2, micro_batch=2, rank=4)
     (needed,) = methods.get(name).recipe.needs
+
+    class Without(ToyPairs):
+        def named(self, ids):
+            return replace(super().named(ids), **{needed: None})
+
+    pairs = Without(8, (16, 2, 4, 4), ((1, 3), (1, 3)))
     with pytest.raises(Refused, match=f"have no {needed}, which {name} needs"):
-        train(random_model("tiny-wan-1.3b", layers=2), PAIRS, methods.recipe(name), config)
+        train(random_model("tiny-wan-1.3b", layers=2), pairs, methods.recipe(name), config)
 
 
 # -- passes ---------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 "Samples of a prompt are ranked by a critic and paired; the stores are those of the builder, with all of its promises."
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ from localdpo import methods
 from localdpo.cli.main import main
 from localdpo.clips.sources import from_world
 from localdpo.ground.errors import Refused
+from localdpo.methods.hybrid import HybridConfig
 from localdpo.methods.judge import Judge, judge
-from localdpo.methods.ranked_samples import PAIRINGS, HybridConfig, RankedConfig, draw
+from localdpo.methods.ranked_samples import PAIRINGS, RankedConfig, draw
+from localdpo.methods.video_dpo import VideoConfig
 from localdpo.miniature import models
 from localdpo.pairs.builder import PairConfig, build
+from localdpo.scoring.vbench.totals import OMNI, omniscore
+from localdpo.training.identity import _content
 
 CONFIG = RankedConfig(steps=2, block=2)
 STRANGE = "a red disc on a red disc"  # of words that the model knows, and no sentence of the world
@@ -126,6 +131,50 @@ def test_a_real_winner_is_that_of_local_pairs_and_its_loser_that_of_vanilla_ones
         assert found["winner"] == sums(local)[id]["winner"] and found["loser"] == sums(whole)[id]["loser"]
 
 
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weighed(backbone, clips, tmp_path_factory):
+    "A store of pairs for VideoDPO; not to be changed."
+    return build(backbone, clips, tmp_path_factory.mktemp("weighed") / "store", VideoConfig(steps=2, block=2, bin=0.2))
+
+
+def test_a_weight_is_how_rare_the_scores_of_a_pair_are_among_all(weighed):
+    totals = np.array([pair.facts["totals"] for pair in weighed])
+    assert totals.shape == (5, 4)
+    places, counts = np.unique(np.floor(totals / 0.2), return_counts=True)
+    share = dict(zip(places, counts / 20, strict=True))
+    for pair in weighed:
+        best, worst = (share[np.floor(s / 0.2)] for s in (max(pair.facts["totals"]), min(pair.facts["totals"])))
+        expected = (max(share.values()) / np.sqrt(best * worst)) ** 0.72
+        assert weighed.weights[pair.id] == pytest.approx(expected)
+    assert weighed.batch([3, 1]).weight.tolist() == pytest.approx([weighed.weights[weighed.ids[i]] for i in (3, 1)])
+
+
+@pytest.mark.slow(3)
+def test_another_exponent_is_refused_until_it_is_renewed_and_then_makes_no_pair_anew(
+    backbone, clips, weighed, tmp_path, monkeypatch
+):
+    store, even = (
+        shutil.copytree(weighed.path, tmp_path / "store"),
+        VideoConfig(steps=2, block=2, bin=0.2, exponent=0.0),
+    )
+    with pytest.raises(Refused, match="other settings: weights.exponent was 0.72, is 0"):
+        build(backbone, clips, store, even)
+    monkeypatch.setattr(VideoConfig, "make", lambda *_: pytest.fail("a block was made again"))
+    renewed = build(backbone, clips, store, even, renew=True)
+    assert set(renewed.weights.values()) == {1.0} and set(weighed.weights.values()) != {1.0}
+    assert _content(renewed) != _content(weighed)  # so a run does not go on with other weights
+
+
+def test_omniscore_asks_for_all_that_it_is_made_of():
+    made = judge("omniscore")
+    columns = [column for scorer in made.scorers for column in scorer.columns]
+    assert {*OMNI, "overall_consistency"} <= set(columns) and len(columns) == len(set(columns))
+    assert made.total(dict.fromkeys(columns, 0.5)) == omniscore(dict.fromkeys(columns, 0.5))
+
+
 # -- the same bytes, always --------------------------------------------------------------------------------------------
 
 
@@ -191,6 +240,13 @@ BUILD = "pairs build store --model no-such-model"
             "--world raw:2 --samples 3",
             "--samples: does not go with --method local_dpo\n  -> leave it out: it is for dpo",
         ),
+        ("--method video_dpo --world raw:2 --bin 0", "bin 0.0: is not the width of a bin"),
+        ("--method video_dpo --world raw:2 --exponent nan", "exponent nan: is out of range"),
+        (
+            "--method dpo --world raw:2 --bin 0.1",
+            "--bin: does not go with --method dpo\n  -> leave it out: it is for video_dpo",
+        ),
+        ("--method video_dpo --world raw:2 --scorer omniscore", "weights are missing"),
         ("--prompts p.txt", "--prompts p.txt: has no clips, and pairs for local_dpo are made from clips"),
         ("--method hybrid --prompts p.txt", "--prompts p.txt: has no clips, and pairs for hybrid are made from clips"),
         ("--method dpo --prompts p.txt --world raw:2", "--prompts p.txt: does not go with --world"),
@@ -199,7 +255,7 @@ BUILD = "pairs build store --model no-such-model"
 def test_words_that_make_no_sense_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
     assert main([*BUILD.split(), *words.split()]) == 2
-    assert f"localdpo: {said}" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert said in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow(5)
@@ -214,7 +270,7 @@ def test_one_command_makes_the_pairs_and_another_trains_on_them(backbone, tmp_pa
     assert "store: 2 pairs, 1 prompt without one (see bad_clips.csv)\nwithout     1 prompt (c): has no score" in said
     assert not main([*make.split()[:9], "--prompts", "p.csv", "--config", "store/store.json"])  # says the rest
     train = "train model store --device cpu --out run --steps 1 --batch 2 --rank 2 --method".split()
-    for other in ("local_dpo", "hybrid"):
+    for other in ("local_dpo", "hybrid", "video_dpo"):
         assert main([*train, other]) == 2
         error = capsys.readouterr().err
         assert f"store: holds pairs for dpo, and {other} needs " in error and methods.get(other).made_by in error
