@@ -106,6 +106,9 @@ def read(path, alpha=None):
         raise Refused(file, "does not exist", f"check the path; a folder must hold {FILE}")
     matrices, header = read_tensors(file, ("lora_adapter_metadata", "localdpo"))
     config = {key.removeprefix("transformer."): value for key, value in header.get("lora_adapter_metadata", {}).items()}
+    if any(key.startswith("diffusion_model.") for key in matrices):
+        then = "name the run that it was exported from, or export that with --format diffusers"
+        raise Refused(file, "has the names of ComfyUI, which are written here and not read", then)
     ranks = {len(matrix) for key, matrix in matrices.items() if ".lora_A." in key}
     if len(ranks) != 1 or config.get("r", *ranks) not in ranks:
         raise Refused(

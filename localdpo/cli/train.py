@@ -73,7 +73,8 @@ def recipe_settings(args):
             settings[name] = json.loads(value)
         except ValueError:
             why = f"says no number for {name}" if value else "is not a name=value"
-            raise Refused(f"--set {text}", why, "write it as --set 'weights=[1,1,0.1]'") from None
+            then = "write a number, as in --set beta=300, or numbers, as in --set 'weights=[1,1,0.1]'"
+            raise Refused(f"--set {text}", why, then) from None
         if isinstance(settings[name], list):
             settings[name] = tuple(settings[name])
     return settings

@@ -14,6 +14,7 @@ import numpy as np
 from . import world
 from ..ground.errors import Refused
 from ..ground.noise import generator
+from ..ground.words import check_number, check_whole
 
 # %% ../../nbs/10_clips/02_pools.ipynb #9385e6eb
 def _blur(frames, strength, rng):
@@ -151,6 +152,7 @@ def _spot(mask, rng):
 
 def smear(clip, strength, rng):
     "`clip` with a part of its sprite smeared, for two thirds of its frames or more."
+    strength = check_number("strength", strength, 0, 1)
     frames, count, shown = clip.frames.astype(float), len(clip.frames), _spot(clip.mask, rng)
     length = rng.integers(2 * count // 3, count + 1)
     begin = rng.integers(0, count - length + 1)
@@ -189,6 +191,7 @@ class Item(NamedTuple):
 
     def clip(self, frames=9, size=32):
         "The clip as the pool has it; mask and flow are those of the scene, whatever the flaw did to the picture."
+        frames, size = check_whole("frames", frames, 1, 4096), check_whole("size", size, 10, 4096)
         seed, rng = int(self.id.rpartition("-")[2]), generator(seed=0, id=self.id, purpose="flaw")
         clip = world.render(self.spec, seed, frames, size)
         if self.smeared:
@@ -210,6 +213,7 @@ def pool(name, count, split="train", seed=0):
             f"pools are raw and curated, splits {', '.join(world.SPLITS)} and held out, which is the last two together"
         )
         raise Refused(f"pool {name!r}, split {split!r}", "does not exist", then)
+    check_whole("count", count, 0)
     wanted = world.SPLITS[1:] if split == "held out" else (split,)
     choices = [spec for spec in world.specs() if world.split_of(spec) in wanted]
     items = []

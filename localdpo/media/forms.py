@@ -193,13 +193,16 @@ def promised(container, track, stamps):
     "How many frames the file says it holds, or could hold at the spacing of `stamps`; 0 if it does not say."
     if "mp4" in container.format.name.split(","):
         return sum(not entry.flags & _SKIPPED for entry in track.index_entries)
-    if track.frames or not timed(stamps):
+    lone = len(stamps) == 1 and "webm" in container.format.name and track.average_rate
+    if track.frames or not (lone or timed(stamps)):
         return track.frames
     seconds = (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0
     if tag := re.fullmatch(
         r"(\d+):(\d+):(\d+\.?\d*)", track.metadata.get("DURATION", "")
     ):  # matroska's, track by track
         seconds = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    if lone:
+        return math.floor(seconds * lone + 0.1)
     start, end = float(stamps[0] * track.time_base), float(stamps[-1] * track.time_base)
     if "webm" in container.format.name:
         seconds -= start

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..ground import paths
 from ..ground.errors import Refused
+from ..ground.words import few
 
 # %% ../../nbs/40_training/11_checkpoints.ipynb #851e87b7
 SUMS = "SHA256SUMS"
@@ -100,7 +101,9 @@ def check(path):
         raise Refused(path, f"is damaged ({type(error).__name__}: {error})", then) from error
     if said != found:
         differing = {line.partition("  ")[2] for line in set(said.splitlines()) ^ set(found.splitlines())}
-        raise Refused(path, f"is damaged: {', '.join(sorted(differing)) or SUMS} is not what was written", then)
+        cut = not said.endswith("\n") or "" in differing  # the list itself ends too early
+        names = SUMS if cut else few(sorted(differing) or [SUMS])
+        raise Refused(path, f"is damaged: {names} is not what was written", then)
 
 
 def newest(folder):

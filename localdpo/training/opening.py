@@ -54,7 +54,7 @@ def _measure(run):
     noisy = torch.cat([*clips]).to(backbone.device, torch.float32)
     t = backbone.draw_timesteps(seed=config.seed, ids=batch.ids, visits=list(visits)).repeat(len(clips))
     text = batch.text.to(backbone.device).repeat(len(clips), 1, 1)
-    with torch.autocast(backbone.device.type, torch.bfloat16, config.precision == "bf16"), backbone.reference():
+    with torch.autocast(backbone.device.type, torch.bfloat16, config.precision == "bf16"):
         return plan.measure(backbone, noisy, t, text)
 
 

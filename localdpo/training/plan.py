@@ -30,24 +30,30 @@ def _attention(query, key, *rest, **more):
 # %% ../../nbs/40_training/13_plan.ipynb #325285e9
 @dataclass(frozen=True)
 class Cost:
-    "What one forward of a batch of clips took: operations of matrices and of attention, seconds, bytes."
+    "What one forward of a batch of clips took: operations of matrices and of attention, seconds (and `tuned`, with the adapter), bytes."
 
     clips: int
     matrices: float
     attention: float
     seconds: float
+    tuned: float
     activations: int
     inputs: int
 
     def flops(self, recompute=False, reads=MAPS):
         "Operations of a step, per pair: each map in `reads` is a clip through the network, and back for the policy's."
         forward = self.matrices + self.attention
-        backward = self.matrices + 2.5 * self.attention + recompute * forward
-        return (len(reads) * forward + _policies(reads) * backward) / self.clips
+        return (len(reads) + _policies(reads) * self.way_back(recompute)) * forward / self.clips
+
+    def way_back(self, recompute=False):
+        "How many forwards a backward costs."
+        return (self.matrices + 2.5 * self.attention) / (self.matrices + self.attention) + recompute
 
     def pair_seconds(self, recompute=False, reads=MAPS):
-        "Seconds of a step, per pair, at the rate of the measured pass."
-        return self.seconds * self.flops(recompute, reads) / (self.matrices + self.attention)
+        "Seconds of a step, per pair, at the rates of the measured passes."
+        policies = _policies(reads)
+        tuned = policies * self.tuned * (1 + self.way_back(recompute))
+        return ((len(reads) - policies) * self.seconds + tuned) / self.clips
 
 
 def _policies(reads):
@@ -84,15 +90,17 @@ def measure(backbone, noisy, t, text):
     operators = torch.ops.aten
     cpu = {operators._scaled_dot_product_flash_attention_for_cpu: _attention}
     try:
-        with FlopCounterMode(display=False, custom_mapping=cpu) as counter:
+        with backbone.reference(), FlopCounterMode(display=False, custom_mapping=cpu) as counter:
             backbone.predict(noisy, t, text)
     finally:
         for hook in hooks:
             hook.remove()
     counts = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
     attention = sum(count for name, count in counts.items() if "attention" in name)
-    seconds = _timed(lambda: backbone.predict(noisy, t, text), noisy.device)
-    return Cost(len(noisy), sum(counts.values()) - attention, attention, seconds, sum(sizes), sum(inputs))
+    with backbone.reference():
+        seconds = _timed(lambda: backbone.predict(noisy, t, text), noisy.device)
+    tuned = _timed(lambda: backbone.predict(noisy, t, text), noisy.device)
+    return Cost(len(noisy), sum(counts.values()) - attention, attention, seconds, tuned, sum(sizes), sum(inputs))
 
 
 def _timed(work, device):

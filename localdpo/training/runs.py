@@ -14,7 +14,10 @@ from . import checkpoints
 
 # %% ../../nbs/40_training/14_runs.ipynb #f0e505d7
 def find_adapter(path):
-    "The file of the adapter at `path`: a file, a folder of an adapter, or a run."
+    """The file of the adapter at `path`: a file, a folder of an adapter, or a run.
+
+    Of a run whose adapter is lost or damaged it is that of the newest whole checkpoint, and a line says so.
+    """
     from localdpo.backbones import adapters
 
     path = Path(path)
@@ -24,24 +27,30 @@ def find_adapter(path):
         _check_sums(path.parent, path)
         return path
     own = (path / "run.json").exists()  # what somebody put beside the files of a run is not its adapter
+    hurt = []
     for folder in (path / "adapter", path) if own else (path, path / "adapter"):
-        if (file := folder / adapters.FILE).exists():
-            _check_sums(folder, file)
-            return file
+        if (file := folder / adapters.FILE).exists() and not hurt:
+            try:
+                _check_sums(folder, file)
+                return file
+            except Refused as refusal:
+                hurt.append(refusal)
     newest, damaged = checkpoints.newest(path / "checkpoints")
-    faults = [f"{Path(refusal.what).name} {refusal.why}" for refusal in damaged]
+    faults = [f"{Path(refusal.what).name} {refusal.why}" for refusal in (*hurt, *damaged)]
     if newest:
-        state = "has lost its adapter" if _ended(path, newest) else "is not finished"
-        which = "newest whole" if damaged else "newest"
+        ended = "has lost its adapter" if _ended(path, newest) else "is not finished"
+        state, which = "has a damaged adapter" if hurt else ended, "newest whole" if damaged else "newest"
         print(*faults, f"{path} {state}; its {which} checkpoint is used: {newest.name}", sep="\n", flush=True)
         return newest / adapters.FILE
+    if hurt:
+        raise hurt[0]
     if damaged:
         then = "give its `localdpo train` again, which begins anew, or name another run"
         raise Refused(path, f"has no whole checkpoint: {'; '.join(faults)}", then)
     why = "is a run without a checkpoint" if (path / "run.json").exists() else f"holds no adapter ({adapters.FILE})"
     raise Refused(path, why, "name a run that has been trained, a folder with an adapter, or its file")
 
-
+# %% ../../nbs/40_training/14_runs.ipynb #1e9c2b37
 def _ended(path, checkpoint):
     "Whether `checkpoint` is that of the last step of the run at `path`."
     try:

@@ -156,6 +156,13 @@ def test_what_is_no_adapter_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_for_comfyui_is_not_read_back_and_is_called_what_it_is(wan, tmp_path):
+    file = export(wan, "comfyui", tmp_path / "mine.safetensors").file
+    for form in ("diffusers", "comfyui"):
+        with pytest.raises(Refused, match="mine.safetensors: has the names of ComfyUI.*\n.*name the run"):
+            export(file, form, tmp_path / "out.safetensors")
+
+
 def test_an_adapter_without_its_alpha_needs_to_be_told_and_then_keeps_it(run, tmp_path):
     bare = tmp_path / "bare"
     (bare / "adapter").mkdir(parents=True)

@@ -37,6 +37,27 @@ def test_a_frozen_clip_stands_still_and_a_cut_one_jumps():
     assert step(spoil("cut", 1.0)).max() > 3 * step(CLIP).max()
 
 
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: pools.pool("raw", -1), "count -1: is out of range"),
+        (lambda: pools.pool("raw", "3"), "count '3': is not a whole number"),
+        (lambda: pools.smear(world.render(SPEC), -0.1, None), "strength -0.1: is out of range\n.*from 0 to 1"),
+        (lambda: pools.smear(world.render(SPEC), 1.5, None), "strength 1.5: is out of range"),
+        (lambda: pools.smear(world.render(SPEC), float("nan"), None), "strength nan: is out of range"),
+        (lambda: pools.pool("raw", 1)[0].clip(9, 8), "size 8: is out of range\n.*from 10 to"),
+        (lambda: pools.pool("raw", 1)[0].clip(0), "frames 0: is out of range"),
+    ],
+)
+def test_what_no_clip_of_a_pool_can_be_is_refused(call, said):
+    with pytest.raises(Refused, match=said):
+        call()
+
+
+def test_the_smallest_clip_of_a_pool_takes_every_flaw():
+    assert {item.clip(2, 10).frames.shape for item in pools.pool("raw", 200)} == {(2, 10, 10, 3)}
+
+
 @pytest.mark.parametrize("flaw, strength", [("dust", 0.5), ("caption", 0.5), ("blur", 1.5), ("blur", -0.1)])
 def test_what_is_no_flaw_is_refused(flaw, strength):
     with pytest.raises(Refused, match=flaw):

@@ -22,6 +22,9 @@ from localdpo.media.video import read, write, write_lossless
 CLIP = demo_clip(seed=3, frames=24)
 
 
+SWIFT = {"deadline": "good", "cpu-used": "5"}  # swift, and the same bytes however busy the machine is
+
+
 def film(
     path,
     frames=CLIP,
@@ -175,7 +178,7 @@ def originals(tmp_path_factory):
         "faststart": film(folder / "a.mp4", movflags="+faststart").read_bytes(),
         "moov-at-end": film(folder / "b.mp4").read_bytes(),
         "fragmented": film(folder / "c.mp4", options={"g": "6"}, movflags="frag_keyframe+empty_moov").read_bytes(),
-        "webm": film(folder / "d.webm", codec="libvpx-vp9", options={"deadline": "realtime"}).read_bytes(),
+        "webm": film(folder / "d.webm", codec="libvpx-vp9", options=SWIFT).read_bytes(),
         "mkv": film(folder / "e.mkv", fflags="+bitexact").read_bytes(),
         "avi": film(folder / "f.avi", codec="mpeg4").read_bytes(),
     }
@@ -203,6 +206,18 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, originals, form, share):
         assert read(path).frames.shape == CLIP.shape
     else:
         assert "cut short" in refusal(path)
+
+
+@pytest.mark.parametrize("form", ["webm", "mkv"])
+def test_a_film_that_is_cut_to_its_first_frame_is_called_cut(tmp_path, originals, form):
+    path, counts = tmp_path / f"cut.{form}", set()
+    for end in range(300, len(originals[form]) // 2, 50):
+        path.write_bytes(originals[form][:end])
+        assert "cut short" in (why := refusal(path))
+        counts.add(why.partition(" and holds ")[2][:2])
+    assert "1)" in counts
+    film(path, CLIP[:1], codec="libvpx-vp9" if form == "webm" else "libx264")
+    assert "holds a single frame" in refusal(path)
 
 
 def test_without_its_moov_atom_the_reason_says_so(tmp_path, originals):
@@ -371,7 +386,7 @@ def test_the_rate_comes_back(tmp_path, rate, count):
 
 @pytest.mark.parametrize("rate", [24, 30, 60, 120])
 def test_the_milliseconds_of_a_webm_are_not_taken_for_a_variable_rate(tmp_path, rate):
-    path = film(tmp_path / "a.webm", codec="libvpx-vp9", rate=rate, options={"deadline": "realtime"})
+    path = film(tmp_path / "a.webm", codec="libvpx-vp9", rate=rate, options=SWIFT)
     assert read(path).fps == pytest.approx(rate, rel=0.01)
 
 

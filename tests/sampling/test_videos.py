@@ -540,6 +540,10 @@ def test_the_checksums_of_a_run_hold_whichever_way_its_adapter_is_named(run, tmp
         for name in names:
             with pytest.raises(Refused, match="adapter: is damaged"):
                 find_adapter(name)
+    for end in (len(sums) - 1, 80, 66, 30):
+        (whole / "adapter" / checkpoints.SUMS).write_text(sums[:end])
+        with pytest.raises(Refused, match=f"adapter: is damaged: {checkpoints.SUMS} is not what was written"):
+            find_adapter(whole)
     (whole / "adapter" / checkpoints.SUMS).unlink()
     for name in names:
         with pytest.raises(Refused, match="SHA256SUMS: is missing"):

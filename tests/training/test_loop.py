@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from localdpo.ground.errors import Failed, Refused
 from localdpo.ground.words import counted
 from localdpo.miniature import models
 from localdpo.pairs.toys import ToyPairs
-from localdpo.training import alarms, checkpoints, loop
+from localdpo.training import alarms, checkpoints, loop, plan
 from localdpo.training.config import TrainConfig
 from localdpo.training.loop import Run, gradient, train
 from localdpo.training.order import draws
@@ -465,12 +466,31 @@ def test_a_finished_run_of_one_step_is_no_plural(tmp_path, capsys):
     assert "is finished: its step was made; its adapter is" in capsys.readouterr().out
 
 
-def test_a_damaged_adapter_is_not_used(tmp_path):
+def test_a_damaged_adapter_is_not_used_and_the_whole_checkpoint_of_its_run_is(tmp_path, capsys):
     file = find_adapter(run(tmp_path / "run", steps=1))
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(Refused, match="adapter: is damaged"):
+        find_adapter(tmp_path / "run" / "adapter")
+    capsys.readouterr()
+    assert find_adapter(tmp_path / "run").read_bytes() == whole
+    said = capsys.readouterr().out
+    assert said.startswith(f"adapter is damaged: {file.name} is not what was written\n")
+    assert "run has a damaged adapter; its newest checkpoint is used: step-000001\n" in said
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(Refused, match="adapter: is damaged"):
         find_adapter(tmp_path / "run")
+
+
+def test_the_time_of_a_run_grows_with_its_rank(tmp_path):
+    cost = {}
+    for rank in (4, 1024):
+        model, config = fresh(), TrainConfig(rank=rank, alpha=8.0)
+        with loop.policy(model, config):
+            cost[rank] = plan.measure(
+                model, torch.randn(2, 16, 2, 4, 4), torch.tensor([5, 500]), torch.randn(2, 36, 64)
+            )
+    assert cost[1024].pair_seconds() > 1.5 * cost[4].pair_seconds() and cost[1024].flops() == cost[4].flops()
 
 
 def test_a_damaged_pair_costs_no_step(tmp_path):
@@ -861,7 +881,8 @@ def test_the_command_line_trains_goes_on_and_probes(released, tmp_path, capsys):
         (["--beta", "nan"], "beta nan: does not suit"),
         (["--set", "weights=[1,1]"], "weights [1, 1]: does not suit"),
         (["--set", "weights"], "is not a name=value"),
-        (["--set", "beta=abc"], "says no number for beta"),
+        (["--set", "beta=abc"], "says no number for beta\n  -> write a number, as in --set beta=300"),
+        (["--set", "beta=nan"], "--set beta=nan: says no number for beta\n  -> write a number, as in --set beta=300"),
         (["--set", "beta=3", "--beta", "4"], "gives beta a second time"),
         (["--compile", "--device", "cpu"], "compile: brings nothing on cpu"),
         (["--device", "gpu"], "device 'gpu': is unknown"),
