@@ -4,15 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'TEXT_LENGTH', 'SIZES', 'autoencoder', 'tokenizer', 'text_encoder', 'family', 'transformer', 'scheduler',
-           'assemble', 'backbone', 'inherit', 'release', 'completed']
+           'assemble', 'backbone', 'inherit', 'release']
 
 # %% ../../nbs/25_miniature/01_models.ipynb #83391614
 import copy
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from ..clips.world import prompt, specs
@@ -96,8 +93,8 @@ def text_encoder(family):
 
 # %% ../../nbs/25_miniature/01_models.ipynb #ee521b9a
 SIZES = {
-    "tiny-cogvideox-2b": dict(num_attention_heads=4, attention_head_dim=32, num_layers=5),
-    "tiny-cogvideox-5b": dict(num_attention_heads=4, attention_head_dim=32, num_layers=6),
+    "tiny-cogvideox-2b": dict(num_attention_heads=4, attention_head_dim=32, num_layers=6),
+    "tiny-cogvideox-5b": dict(num_attention_heads=4, attention_head_dim=32, num_layers=7),
     "tiny-wan-1.3b": dict(num_attention_heads=4, attention_head_dim=32, num_layers=5),
 }
 
@@ -206,17 +203,3 @@ def release(pipeline, folder, run):
     sums = {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     write_json(folder / "checksums.json", sums)
     return folder
-
-# %% ../../nbs/25_miniature/01_models.ipynb #6c9ecfb4
-def completed(folder, out, vae="tiny-cogvideox-2b"):
-    "A copy of the model in `folder`, in the folder `out`, with the autoencoder of the model `vae`."
-    from localdpo.backbones import files
-
-    out = Path(out)
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-            whole = shutil.copytree(folder, Path(temporary) / "model")
-            shutil.copytree(files.find(vae) / "vae", whole / "vae")
-            os.replace(whole, out)
-    return out

@@ -90,7 +90,7 @@ def test_the_file_for_diffusers_is_the_one_that_training_wrote(run, tmp_path):
 def test_the_file_for_comfyui_has_every_key_and_its_alpha(run, tmp_path):
     report = export(run / "adapter", "comfyui", tmp_path / "loras" / "mine.safetensors", base(run))
     tensors = load_file(report.file)
-    family, layers = ("wan", 5) if "wan" in base(run) else ("cogvideox", 5)
+    family, layers = ("wan", 5) if "wan" in base(run) else ("cogvideox", 6)
     assert set(tensors) == adapters.comfyui_keys(family, layers) and report.matched == report.total == len(tensors)
     assert {value.item() for key, value in tensors.items() if key.endswith(".alpha")} == {12.0}
 

@@ -37,7 +37,7 @@ def test_weights_keep_to_their_budget():
     sizes = [
         sum(file.stat().st_size for file in (backbones.WEIGHTS / name).rglob("*") if file.is_file()) for name in NAMES
     ]
-    assert max(sizes) <= 8e6 and sum(sizes) <= 20e6
+    assert max(sizes) <= 8e6 and sum(sizes) <= 24e6
 
 
 def test_weights_say_which_run_made_them():
@@ -205,13 +205,3 @@ def test_a_deeper_model_starts_where_a_smaller_one_ended(monkeypatch):
 def test_a_model_of_another_kind_is_no_start():
     with pytest.raises(Refused, match="tiny-wan-1.3b.*is not a smaller CogVideoX"):
         models.inherit(models.backbone("tiny-cogvideox-2b", device="cpu").pipeline, "tiny-wan-1.3b")
-
-
-def test_a_model_without_its_autoencoder_is_completed_once_and_draws(tmp_path):
-    kept = paths.notebooks() / "miniature" / "smeared-2b"
-    folder = models.completed(kept, tmp_path / "a" / "whole")
-    model = backbones.load(models.completed(kept, folder))
-    assert model.generate([prompt(specs()[0])], steps=1).shape == (1, 9, 32, 32, 3)
-    run, size = json.loads((kept / "run.json").read_text()), models.SIZES["tiny-cogvideox-2b"]["num_layers"]
-    assert run["pool"] == "raw" and model.transformer.config.num_layers == size + 1
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["whole"]
