@@ -64,6 +64,11 @@ def wait_for(condition, seconds=120):
     return found
 
 
+def contents(folder):
+    "The bytes of each file in a folder."
+    return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+
+
 def killed(work, moment):
     "Run `work` in a process that is killed: after some seconds, or at a place within a save."
     if (child := os.fork()) == 0:

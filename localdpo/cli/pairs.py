@@ -181,11 +181,10 @@ def _show(args):
     entries = [store.entry(i) for i in range(len(store))]
     print(store, f"{words.counted(len(store.missing), 'block')} missing or stale", sep="\n")
     if judges := store.settings.get("judge"):
-        print(
-            f"for         {store.method}, {store.settings['samples']} samples a prompt, ranked by {', '.join(judges)}"
-        )
+        print(f"for         {store.method}, judged by {', '.join(judges)}")
     rows = dict(noise_alpha=[entry["noise_alpha"] for entry in entries])
     rows["mask area"] = [entry["facts"].get("area") for entry in entries]
+    rows["decided"] = [np.mean(np.abs(entry["facts"]["labels"])) for entry in entries if "labels" in entry["facts"]]
     rows["weight"] = list((store.weights or {}).values())
     rows["scores"] = [total for entry in entries for total in entry["facts"].get("totals", [])]
     for name, values in rows.items():

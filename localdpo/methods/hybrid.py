@@ -12,14 +12,13 @@ from .ranked_samples import RankedConfig
 
 
 class HybridConfig(RankedConfig):
-    "How a real clip and the loser of its prompt are paired: the winner is known before the samples are."
+    "How a real clip and the loser of its prompt are paired."
 
     method, reads_clips = "hybrid", True
 
-    def prepare(self, backbone, clip):
-        from localdpo.pairs import builder
-
-        return *super().prepare(backbone, clip)[:-1], builder.encoded(backbone, clip, self)
+    def choose(self, backbone, clip, prompt, samples, real):
+        _, loser, said = super().choose(backbone, clip, prompt, samples, real)
+        return real, loser, said | dict(winner="clip")
 
 
 METHOD = Method(

@@ -18,7 +18,7 @@ from ..ground.noise import generator
 from ..ground.seals import file_sum, unsealed
 from ..ground.words import check_worker
 from . import store as pairs
-from .config import BlockConfig, setting
+from .config import BlockConfig, range_faults, setting
 from .files import BAD, bad_table
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #b6dbb029
@@ -63,14 +63,7 @@ _STORED = (
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #061bdef8
 def _alpha_faults(config):
-    low, high = config.alpha_range
-    if not (0 < low <= 1 and 0 < high <= 1):
-        yield "alpha_range", "is not between 0 (keep the clip) and 1 (pure noise)", "use 0.75 0.95, as the paper does"
-    elif low > high:
-        yield "alpha_range", "begins with the larger number", f"turn it around: {high} {low}"
-    elif round(low * config.steps) < 1:
-        why = f"begins so low that none of {config.steps} steps is walked, and losers would be their winners"
-        yield "alpha_range", why, f"begin at {0.5 / config.steps:.3f} or above, or take more steps"
+    yield from range_faults("alpha_range", config.alpha_range, config.steps, "0.75 0.95")
     if config.alpha_step is not None and not 1e-6 <= config.alpha_step <= 1:
         yield (
             "alpha_step",

@@ -149,7 +149,7 @@ def test_a_run_of_sft_makes_no_pass_for_losers_or_reference(tmp_path):
     config = TrainConfig(out=str(tmp_path / "run"), steps=2, batch=4, micro_batch=2, rank=4)
     train(made, PAIRS, methods.recipe("sft"), config)
     assert [call for call in calls if call[1]] == [(2, True)] * 4  # two steps of two passes
-    assert len(calls) - 4 == 2  # the plan counts and times one pass, without a gradient
+    assert len(calls) - 4 == 3  # the plan counts one pass, and times one with the adapter and one without
 
 
 @pytest.mark.parametrize("reads", [("policy_w",), ("policy_w", "ref_w"), ("policy_l", "ref_w"), MAPS])

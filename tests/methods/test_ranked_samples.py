@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import killed, random_model
+from conftest import contents, killed, random_model
 
 from localdpo import methods
 from localdpo.cli.main import main
@@ -41,10 +41,6 @@ def clips():
 def whole(backbone, clips, tmp_path_factory):
     "A store made in one go; not to be changed."
     return build(backbone, clips, tmp_path_factory.mktemp("whole") / "store", CONFIG)
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
 
 
 def sums(store):
@@ -101,7 +97,7 @@ def test_a_margin_drops_whole_prompts_and_says_how_many(backbone, clips, whole, 
         f"was dropped: its samples are closer than the margin of {margin:g} by critic-a"
     }
     assert not main(["pairs", "show", str(tmp_path / "store")])
-    assert "for         dpo, 3 samples a prompt, ranked by critic-a" in capsys.readouterr().out
+    assert "for         dpo, judged by critic-a" in capsys.readouterr().out
 
 
 def test_samples_that_are_tied_make_no_pair(backbone, clips, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import killed, random_model
+from conftest import contents, killed, random_model
 
 from localdpo.cli import main as cli
 from localdpo.clips.captions import caption_fault
@@ -53,10 +53,6 @@ def whole(backbone, clips, tmp_path_factory):
 def store(whole, tmp_path):
     "A copy of it to break."
     return Path(shutil.copytree(whole, tmp_path / "store"))
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
 
 
 def same(a, b):
