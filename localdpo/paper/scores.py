@@ -82,9 +82,9 @@ class Scores:
         "The scores of the videos that all of these methods have."
         return matched(self.table, column, methods or self.methods, "drop")
 
-    def compared(self):
-        "Every method beside the reference, in every ranked column."
-        return compare(self.table, list(self.columns), self.reference, self.lower, missing="drop")
+    def compared(self, steps=()):
+        "Every method beside the reference, and each (before, after) of `steps`, in every ranked column."
+        return compare(self.table, list(self.columns), self.reference, self.lower, missing="drop", steps=steps)
 
 # %% ../../nbs/75_paper/04_scores.ipynb #e6c92405
 def load(folder, methods, columns, step, real=False):

@@ -15,8 +15,8 @@ from ..ground import paths
 from .published import published
 from .scores import Scores, number
 from ..scoring import frechet
+from ..stats.comparison import Comparison
 from ..stats.paired import compare as pair
-from ..stats.paired import holm
 from ..stats.tables import grid
 
 NAMES = dict(aesthetic_quality="aesthetic quality", imaging_quality="imaging quality", hpsv2_0="HPS v2.0")
@@ -115,12 +115,14 @@ class Ladder:
 
     scores: Scores
     steps: list  # (before, after)
+    table: Comparison  # all tests of the page, the steps among them
     found: dict  # (column, before, after) -> the difference and its test
-    p: dict  # the same, after Holm over all of them
+    p: dict  # the same, after Holm over all tests of the page
 
     def sure(self, key):
         "Whether a step is more than noise."
-        return self.found[key].difference.excludes(0) and self.p[key] < 0.05 and self.found[key].sound
+        column, before, after = key
+        return self.table.differs(column, after, before)
 
     def told(self, key):
         found = self.found[key]
@@ -164,14 +166,10 @@ def ladder(scores, steps):
     "Compare along `steps`, pairs of methods; those with a method that was not scored are left out."
     steps = [(before, after) for before, after in steps if {before, after} <= {*scores.methods}]
     steps = steps or [(scores.reference, name) for name in scores.methods[1:]]
-    found = {}
-    for column in scores.columns:
-        for before, after in steps:
-            own = scores.matched(column, [before, after])
-            lower = column in scores.lower
-            found[column, before, after] = pair(own.scores[after], own.scores[before], own.prompts, lower)
-    ps = holm([test.p for test in found.values()]) if found else []
-    return Ladder(scores, steps, found, dict(zip(found, map(float, ps), strict=True)))
+    table = scores.compared(steps)
+    keys = [(column, before, after) for column in scores.columns for before, after in steps]
+    tests = {key: table.test(key[0], key[2], key[1]) for key in keys}
+    return Ladder(scores, steps, table, *({key: test[part] for key, test in tests.items()} for part in (0, 1)))
 
 # %% ../../nbs/75_paper/05_tables.ipynb #d1cf0152
 def as_published(table, **which):
@@ -191,9 +189,7 @@ def beside_paper(rungs, rows, own_steps, lead=("imaging_quality", "videoalign_ov
     for column in rungs.scores.columns:
         each.append([f"here: {arrow(rungs.scores, column)}", *(rungs.told((column, *step)) for step in rungs.steps)])
     text = grid(["", *(f"{before} → {after}" for before, after in rungs.steps)], *each)
-    text += (
-        f"\n\n- †: more than noise (95% interval, and p < 0.05 after Holm over {counted(len(rungs.found), 'test')}).\n"
-    )
+    text += f"\n\n- †: more than noise (95% interval, and p < 0.05 after Holm over the page's {counted(len(rungs.table.tests), 'test')}).\n"
     if not all(found.sound for found in rungs.found.values()):
         text += (
             "- §: two prompts have more than half of the squared differences, so the mean is theirs and gets no mark.\n"

@@ -64,7 +64,8 @@ class _Tested:
 
     def settled(self, column):
         "Whether the best of a column is better than the second by more than noise."
-        return self.differs(column, *_order(self.best(column), self.second(column), self.reference))
+        two = {self.best(column), self.second(column)}
+        return any(self.differs(*key) for key in self.tests if key[0] == column and {*key[1:]} == two)
 
 # %% ../../nbs/70_stats/05_comparison.ipynb #b3147f51
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class Together:
     lacking: dict  # name -> the methods without it
 
 # %% ../../nbs/70_stats/05_comparison.ipynb #bcc45682
-def compare(table, columns, reference, lower=(), missing="refuse", draws=9_999, seed=0):
-    "Compare the methods of a long `table` in `columns`; in those of `lower` less is better."
+def compare(table, columns, reference, lower=(), missing="refuse", draws=9_999, seed=0, steps=()):
+    "Compare the methods of a long `table` in `columns`; in those of `lower` less is better. `steps`: further pairs (before, after) to test."
     table, lacking = (table.columns, table.lacking) if isinstance(table, Together) else (table, {})
     table = read(table)
     methods = tuple(dict.fromkeys(map(str, table["method"])))
@@ -117,8 +118,9 @@ def compare(table, columns, reference, lower=(), missing="refuse", draws=9_999, 
     scores = {column: matched(table, column, methods, missing) for column in columns}
     ranked = {column: ranks(own, column in lower) for column, own in scores.items()}
     keys = [(column, method, reference) for column in columns for method in methods if method != reference]
+    keys += [(column, after, before) for column in columns for before, after in steps]
     keys += [(column, *_order(*list(ranked[column])[:2], reference)) for column in columns]
-    keys = list(dict.fromkeys(keys))
+    keys = list({(column, frozenset(pair)): (column, *pair) for column, *pair in reversed(keys)}.values())[::-1]
     if 0.05 * (draws + 1) <= len(keys):
         raise Refused(f"{draws} draws", f"cannot tell anything in {len(keys)} tests", f"draw {200 * len(keys)} or more")
     tests = {}

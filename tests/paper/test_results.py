@@ -67,6 +67,8 @@ def test_a_ladder_says_better_and_worse_and_corrects_all_rungs_together(folder):
     assert "dpo+sft makes" not in said
     for key, test in rungs.found.items():
         assert rungs.p[key] >= test.p and rungs.sure(key) == (test.difference.excludes(0) and rungs.p[key] < 0.05)
+    tests = rungs.table.tests  # those of the table and the rungs: one family, each tested once
+    assert len(tests) == 6 and sorted(rungs.p.values())[0] == min(p for _, p in tests.values())
 
 
 def test_a_ladder_without_its_own_steps_compares_with_the_first(folder):
