@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['PIXELS', 'SEEDS', 'WORKERS', 'shown', 'short', 'numbers', 'size', 'check_size', 'worker', 'check_worker',
-           'check_seed', 'check_steps', 'check_cfg_scale', 'check_whole', 'check_number', 'counted', 'few', 'near']
+           'check_seed', 'check_steps', 'check_cfg_scale', 'check_whole', 'check_number', 'plain', 'counted', 'Named',
+           'few', 'near']
 
 # %% ../../nbs/90_ground/11_words.ipynb #237bf174
+import dataclasses
 import difflib
 import math
 import re
@@ -101,12 +103,18 @@ def check_whole(name, value, least, most=2**31):
 
 def check_number(name, value, least, most, whole="", about=""):
     "The `value` as a plain number; refused if it is not one from `least` to `most`, or not a `whole` one; `about` tells more of it."
-    fits = _fits(value, Integral if whole else Real)
-    if fits and least <= value <= most:
-        return value if type(value) is int else int(value) if whole else float(value)
     bounds = f"{least} to {most}" if whole else f"{least:g} to {most:g}"
-    why = "is out of range" if fits else f"is not a {whole}number"
-    raise Refused(f"{name} {shown(value)}", why, f"use a {whole}number from {bounds}{about}")
+    then = f"use a {whole}number from {bounds}{about}"
+    if least <= (number := plain(name, value, whole, then)) <= most:
+        return number
+    raise Refused(f"{name} {shown(value)}", "is out of range", then)
+
+
+def plain(name, value, whole="", then=None):
+    "The `value` as an int or a float; refused if it is not a number, or not a `whole` one."
+    if not _fits(value, Integral if whole else Real):
+        raise Refused(f"{name} {shown(value)}", f"is not a {whole}number", then or f"use a {whole}number")
+    return value if type(value) is int else int(value) if whole else float(value)
 
 
 def _fits(value, kind):
@@ -116,6 +124,17 @@ def _fits(value, kind):
 def counted(number, word, plural="s"):
     "`number` with `word`, in the plural where it needs one."
     return f"{number} {word}" if number == 1 else f"{number} {word}{plural}"
+
+
+class Named:
+    "A record of settings that refuses an unknown one by its name."
+
+    def __new__(cls, *values, **settings):
+        known = [setting.name for setting in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise Refused(f"setting {name!r}", f"is not known to {cls.__name__}", near(name, known))
+        return super().__new__(cls)
 
 
 def few(names, most=3, between=", "):

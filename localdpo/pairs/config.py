@@ -7,7 +7,7 @@ __all__ = ['setting', 'BlockConfig', 'range_faults']
 
 # %% ../../nbs/30_pairs/09_config.ipynb #1f752a35
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from ..backbones.captions import LONG_CAPTIONS
 from ..ground import words
@@ -24,7 +24,7 @@ _SIZE = dict(read=words.size, metavar="TxHxW", shown="the model's", type=tuple)
 
 # %% ../../nbs/30_pairs/09_config.ipynb #a6c253f9
 @dataclass(frozen=True)
-class BlockConfig:
+class BlockConfig(words.Named):
     "What pairs of any kind are made with; `size` is (frames, height, width), the model's own by default."
 
     size: tuple | None = setting(None, "frames, height and width, such as 49x480x720", **_SIZE)
@@ -38,9 +38,9 @@ class BlockConfig:
     method, reads_clips = "local_dpo", True  # whom the pairs are for, and whether clips are read or prompts alone
 
     def __post_init__(self):
+        for name, number in _plain(self):
+            object.__setattr__(self, name, number)
         words.check_seed(self.seed)
-        if self.size:
-            words.check_size(self.size)
         for name, why, then in self.faults():
             raise Refused(f"{name} {getattr(self, name)}", why, then)
 
@@ -64,6 +64,16 @@ class BlockConfig:
         return {}
 
 # %% ../../nbs/30_pairs/09_config.ipynb #2e9a07cc
+def _plain(config):
+    "The settings that are numbers, as plain ones; refused if they are none."
+    for one in fields(config):
+        kind, value = one.metadata.get("type", type(one.default)), getattr(config, one.name)
+        if kind in (int, float) and value is not None:
+            yield one.name, words.plain(one.name, value, "whole " if kind is int else "")
+    if config.size is not None:
+        yield "size", words.check_size(config.size)
+
+
 def _faults(config):
     if not 1 <= config.steps <= 1000:
         why = "walks nowhere" if config.steps < 1 else "are more than the 1,000 noise levels of the models"
@@ -80,7 +90,10 @@ def _faults(config):
 # %% ../../nbs/30_pairs/09_config.ipynb #c6575c14
 def range_faults(name, bounds, steps, usual):
     "What is wrong with a range of noise levels, `bounds` of the setting `name`, for a walk of so many `steps`."
-    low, high = bounds
+    if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        yield name, "is not two numbers", f"use {usual}, as the paper does"
+        return
+    low, high = (words.plain(name, one) for one in bounds)
     if not (0 < low <= 1 and 0 < high <= 1):
         yield name, "is not between 0 (keep the clip) and 1 (pure noise)", f"use {usual}, as the paper does"
     elif low > high:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ..ground.errors import Refused
 from ..ground.paths import named
 from ..ground.seals import REPAIR
-from ..ground.words import SEEDS, check_number, near
+from ..ground.words import SEEDS, Named, check_number
 
 # %% ../../nbs/40_training/08_config.ipynb #c76cccbf
 PLACES = ("jsonl", "trackio", "tensorboard", "wandb")
@@ -33,7 +33,7 @@ def _suited(config, backbone):
     return dict(lr=config.lr or lr, rank=rank, alpha=float(config.alpha or 2 * rank), precision=precision)
 
 # %% ../../nbs/40_training/08_config.ipynb #66c54212
-class _Settings:
+class _Settings(Named):
     "What a record of settings can do: refuse a wrong one, be read, be filled in, and say what is fixed."
 
     def __post_init__(self):
@@ -42,13 +42,6 @@ class _Settings:
         if self.batch % self.micro_batch:
             what, why = f"micro_batch {self.micro_batch}", f"does not divide the batch of {self.batch}"
             raise Refused(what, why, "choose one that does")
-
-    def __new__(cls, *values, **settings):
-        known = [setting.name for setting in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise Refused(f"setting {name!r}", "is not known to training", near(name, known))
-        return super().__new__(cls)
 
     @classmethod
     def read(cls, settings):

@@ -12,6 +12,7 @@ import time
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import contents, killed, random_model
@@ -882,6 +883,32 @@ def test_a_reader_of_the_output_that_has_enough_is_no_error(store):
     command = f"{sys.executable} -m localdpo.cli pairs show {store} | head -c 1; echo ${{PIPESTATUS[0]}}"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
     assert run.stdout.split()[-1][-1] == "0" and "Traceback" not in run.stderr and "Broken" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(step=3), "setting 'step': is not known to PairConfig\n  -> did you mean steps?"),
+        (dict(steps="2"), "steps '2': is not a whole number"),
+        (dict(steps=1.5), "steps 1.5: is not a whole number"),
+        (dict(steps=True), "steps True: is not a whole number"),
+        (dict(cfg_scale="6"), "cfg_scale '6': is not a number"),
+        (dict(block=2.5), "block 2.5: is not a whole number"),
+        (dict(size=9), "size 9: is not three whole numbers"),
+        (dict(alpha_range=0.75), "alpha_range 0.75: is not two numbers"),
+        (dict(alpha_range=("a", "b")), "alpha_range 'a': is not a number"),
+        (dict(alpha_step="x"), "alpha_step 'x': is not a number"),
+    ],
+)
+def test_settings_of_pairs_that_cannot_be_are_refused_where_they_are_given(settings, said):
+    with pytest.raises(Refused) as refusal:
+        PairConfig(**settings)
+    assert str(refusal.value).startswith(said)
+
+
+def test_whole_numbers_of_numpy_are_settings_of_pairs():
+    config = PairConfig(steps=np.int64(2), block=np.uint8(4), size=(9, 32, np.int64(32)))
+    assert json.dumps(config.settings()) == json.dumps(PairConfig(steps=2, block=4, size=(9, 32, 32)).settings())
 
 
 @pytest.mark.parametrize("path", [None, "", 3])

@@ -482,8 +482,14 @@ def test_a_damaged_adapter_is_not_used_and_the_whole_checkpoint_of_its_run_is(tm
         find_adapter(tmp_path / "run")
 
 
-def test_the_time_of_a_run_grows_with_its_rank(tmp_path):
+def test_the_time_of_a_run_grows_with_its_rank(monkeypatch):
+    def operations(work, device):  # in place of seconds, which another process may stretch
+        with plan.FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
     cost = {}
+    monkeypatch.setattr(plan, "_timed", operations)
     for rank in (4, 1024):
         model, config = fresh(), TrainConfig(rank=rank, alpha=8.0)
         with loop.policy(model, config):
@@ -653,7 +659,7 @@ def test_what_training_is_called_with_is_looked_at_first(tmp_path, wrong, said):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        (dict(step=3), "setting 'step': is not known to training\n  -> did you mean steps?"),
+        (dict(step=3), "setting 'step': is not known to TrainConfig\n  -> did you mean steps?"),
         (dict(out=None), "out None: names nothing\n  -> give a name, as a text or a Path"),
         (dict(out=""), "out '': names nothing"),
         (dict(steps="3"), "steps '3': is not a whole number\n  -> use a whole number from 1 to"),
