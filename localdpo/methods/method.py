@@ -35,9 +35,13 @@ class Method:
         "The record of settings that its pairs are made by."
         return function(self.config)
 
+    def learns_from(self, kind):
+        "Whether pairs that were made for the method `kind` teach it something; None is a store that does not say."
+        return not self.own_pairs or kind in (None, self.name)
+
     def check(self, store):
         "Refuse a store whose pairs were made for another method, if they teach this one nothing."
-        if self.own_pairs and store.method not in (None, self.name):
+        if not self.learns_from(store.method):
             why = f"holds pairs for {store.method}, and {self.name} needs {self.pairs}"
             raise Refused(store.path, why, f"make them with `{self.made_by}`, or train with --recipe {store.method}")
 

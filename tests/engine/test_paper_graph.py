@@ -113,7 +113,7 @@ def test_the_page_shows_table_figures_and_clips_and_stands_alone(report):
         (dict(looks=0), "looks every 0 steps"),
         (dict(scorers=["mesures"]), "scorers: scorer 'mesures'.*\n.*did you mean measures"),
         (dict(columns={"motion": "watch"}), "nothing to rank"),
-        (dict(methods={"sft": {"recipe": "sftt"}}), "methods: sft: recipe 'sftt'"),
+        (dict(methods={"sft": {"recipe": "sftt"}}), "methods: sft: method 'sftt': does not exist"),
         (dict(methods={"dpo": {"recipe": "local_dpo", "wieghts": [0, 1, 0]}}), "methods: dpo: setting 'wieghts'"),
         (dict(methods={"dpo": {"recipe": "local_dpo", "weights": [0, 1]}}), r"methods: dpo: weights \[0, 1\]"),
         (dict(methods={"dpo": {"recipe": "dpo", "beta": "much"}}), "methods: dpo: beta 'much'"),
@@ -162,7 +162,10 @@ def test_a_profile_that_would_fail_late_is_refused_at_once(change, said):
 
 def test_a_profile_names_methods_that_have_pairs():
     config = load_profile(profile_path("quick")) | dict(methods={"dense": {"recipe": "dense_dpo"}})
-    with pytest.raises(Refused, match="method dense_dpo: has no pairs to learn from"):
+    with pytest.raises(
+        Refused,
+        match="method dense_dpo: learns from two samples .*, and the graph makes pairs for local_dpo alone\n.* choose from dpo, local_dpo, sft;",
+    ):
         lint(snakefile_of("quick"), config)
 
 
