@@ -158,10 +158,15 @@ def _train(args):
 
 # %% ../../nbs/95_cli/05_train.ipynb #cc1c5050
 def _check_method(store, method):
-    "Refuse pairs that teach `method` nothing; if they were made for another one, say for which."
+    "Refuse pairs that teach `method` nothing; say for which other one they were made, and who judged them."
     method.check(store)
     if store.method in methods.names() and methods.get(store.method).pairs_config() is not method.pairs_config():
         print(f"{method.name} learns from pairs for {store.method}: {methods.get(store.method).pairs}")
+    for name in store.judges:
+        from localdpo.scoring.scorer import get_scorer
+
+        columns = ", ".join(get_scorer(name).columns)
+        print(f"{name} judged these pairs, so {columns} say how well it is obeyed: compare the run by other scorers")
 
 # %% ../../nbs/95_cli/05_train.ipynb #3369bd84
 def _device():

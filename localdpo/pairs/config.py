@@ -68,7 +68,7 @@ def _plain(config):
     "The settings that are numbers, as plain ones; refused if they are none."
     for one in fields(config):
         kind, value = one.metadata.get("type", type(one.default)), getattr(config, one.name)
-        if kind in (int, float) and value is not None:
+        if kind in (int, float) and not (value is None and one.default is None):
             yield one.name, words.plain(one.name, value, "whole " if kind is int else "")
     if config.size is not None:
         yield "size", words.check_size(config.size)

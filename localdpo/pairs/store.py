@@ -153,6 +153,11 @@ class _Described(_Numbered):
         "The method that the pairs were made for; None if nobody said."
         return self.settings.get("method") or ("local_dpo" if self.settings.get("masked") else None)
 
+    @property
+    def judges(self):
+        "The scorers that judged the pairs, and that no run on them may be compared by."
+        return tuple(self.settings.get("judge", {}))
+
     @functools.cached_property
     def weights(self):
         "{id: how much the pair counts}; None if the pairs were made for a method that weighs none."

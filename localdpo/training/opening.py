@@ -74,6 +74,8 @@ def _begin(run, log):
 
     config, start = run.config, run.start
     about = dict(model=run.backbone.name, identity=run.this, config=asdict(config), here=info.provenance())
+    if judges := getattr(run.pairs, "judges", ()):
+        about |= dict(judges=list(judges))
     paths.write_json(run.folder / "run.json", about)  # first of all: by it the folder is known
     watch = alarms.Watch(config.steps, config.batch, config.warmup)
     run.log = alarms.Log(run.folder / "metrics.jsonl", watch, start, log)

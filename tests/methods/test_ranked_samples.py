@@ -1,6 +1,7 @@
 "Samples of a prompt are ranked by a critic and paired; the stores are those of the builder, with all of its promises."
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -270,7 +271,10 @@ def test_one_command_makes_the_pairs_and_another_trains_on_them(backbone, tmp_pa
         assert main([*train, other]) == 2
         error = capsys.readouterr().err
         assert f"store: holds pairs for dpo, and {other} needs " in error and methods.get(other).made_by in error
-    assert not main([*train, "dpo"]) and "learns from pairs for" not in capsys.readouterr().out
+    assert not main([*train, "dpo"])
+    said = capsys.readouterr().out
+    assert "learns from pairs for" not in said and "critic-a judged these pairs, so critic_a_vq, critic_a_mq" in said
+    assert json.loads(Path("run/run.json").read_text())["judges"] == ["critic-a"]
     train[train.index("run")] = "other"
     assert (
         not main([*train, "sft"]) and "sft learns from pairs for dpo: the best and the worst" in capsys.readouterr().out

@@ -889,6 +889,7 @@ def test_a_reader_of_the_output_that_has_enough_is_no_error(store):
     "settings, said",
     [
         (dict(step=3), "setting 'step': is not known to PairConfig\n  -> did you mean steps?"),
+        (dict(steps=None), "steps None: is not a whole number"),
         (dict(steps="2"), "steps '2': is not a whole number"),
         (dict(steps=1.5), "steps 1.5: is not a whole number"),
         (dict(steps=True), "steps True: is not a whole number"),
