@@ -61,10 +61,10 @@ def add_arguments(parser):
         "scores.provenance.json (what the numbers were made with) and scores.partial.jsonl (what was scored; keep it).\n"
         "Columns of scorers that the table has and that are not asked for now stay as they are.\n"
         "What is wrong with a video, or with a score of it, stands in its row, in the column problem; a scorer whose\n"
-        "weights are missing leaves its columns empty. The exit status is 0 if anything could be scored, and 1 if\n"
-        "nothing could, if a video that a manifest or --prompts lists is gone or damaged, or if the machine had no\n"
-        "memory, threads or file handles for some: the same command tries those again. Of input that makes no sense\n"
-        "it is 2, and nothing is written."
+        "weights are missing leaves its columns empty. The exit status is 1 if nothing could be scored, if a video that\n"
+        "a manifest or --prompts lists is gone or damaged (the others are scored), or if the machine had no memory,\n"
+        "threads or file handles for some: the same command tries those again. Of input that makes no sense it is 2,\n"
+        "and nothing is written. Otherwise it is 0."
     )
     parser.add_argument(
         "videos", metavar="VIDEOS", nargs="*", help="folders of `localdpo sample`, other folders of videos, or videos"
