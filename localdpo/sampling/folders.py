@@ -29,6 +29,7 @@ class Video(NamedTuple):
     fault: str = ""
     notes: tuple = ()
     form: str = "as given"  # or, of a prompt that has two forms, which of them `prompt` is
+    judges: tuple = ()  # scorers that judged the pairs which its model learned from
 
 
 FORMS = ("short", "long")
@@ -72,7 +73,10 @@ def _listed(folder, form, told):
     for _, name, *_ in rows:
         if Path(name).is_absolute() or not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise Refused(file, f"lists {name!r}, which lies outside {folder}", "list videos inside the folder alone")
-    return [(id, Video(name, folder / name, prompt, fps, sha, form=its)) for id, name, prompt, its, sha in rows]
+    facts = dict(fps=fps, judges=tuple(manifest.get("judges", ())))
+    return [
+        (id, Video(name, folder / name, prompt, sha256=sha, form=its, **facts)) for id, name, prompt, its, sha in rows
+    ]
 
 # %% ../../nbs/50_sampling/03_folders.ipynb #c6af119e
 def find_videos(sources, prompts=None, form="short"):

@@ -32,7 +32,7 @@ from ..prompts.files import as_prompts
 from ..prompts.files import read_prompts as read_prompts
 from .records import Job as Job
 from .records import begin, finish, jobs_of, keep, key_of, look, reopen, seen
-from ..training.runs import find_adapter
+from ..training.runs import find_adapter, judges_of
 
 # %% ../../nbs/50_sampling/01_videos.ipynb #81b857a7
 @contextlib.contextmanager
@@ -165,7 +165,7 @@ def sample(
     facts = _adapter_facts(backbone, file, alpha)
     settings = _settings(backbone, facts, **values)
     # see what is there
-    asked = dict(seed=seed, seeds=seeds, long_captions=long_captions)
+    asked = dict(seed=seed, seeds=seeds, long_captions=long_captions, judges=judges_of(file) if file else [])
     begun = begin(out, settings, dict(model=backbone.name, adapter=file and str(file)) | asked)
     key = key_of(settings)
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)][i::n]

@@ -241,6 +241,7 @@ def score_videos(videos, names, out, devices=(None,), batch=None, per_frame=None
     Unless `whole` is off, nothing that the table had is lost: other scorers keep their columns.
     """
     out, per_frame = Path(out), per_frame and Path(per_frame)
+    _check_judges(videos, names)
     table.check_out(out)
     if per_frame:
         table.check_out(per_frame, out)
@@ -260,6 +261,14 @@ def score_videos(videos, names, out, devices=(None,), batch=None, per_frame=None
     asked = [column for scorer in panel.scorers.values() for column in scorer.columns]
     named = {case.video.name: own for case, own in zip(cases, problems, strict=True)}
     return Scored(rows, asked, named, told, sum(case.waits for case in cases), [*filter(None, map(_lost, cases))])
+
+# %% ../../nbs/60_scoring/05_videos.ipynb #98fbb110
+def _check_judges(videos, names):
+    "Refuse a scorer that judged the pairs which the model of a video learned from."
+    taught = {judge: one.name for one in videos for judge in one.judges}
+    if own := [name for name in names if name in taught]:
+        why = f"judged the pairs that the model of {taught[own[0]]} learned from: it would mark how well it was obeyed"
+        raise Refused(f"scorer {own[0]}", why, "ask others, with --scorers; `localdpo score --list` names them")
 
 # %% ../../nbs/60_scoring/05_videos.ipynb #3bb3bfff
 def _lost(case):

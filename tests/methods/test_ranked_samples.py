@@ -275,6 +275,14 @@ def test_one_command_makes_the_pairs_and_another_trains_on_them(backbone, tmp_pa
     said = capsys.readouterr().out
     assert "learns from pairs for" not in said and "critic-a judged these pairs, so critic_a_vq, critic_a_mq" in said
     assert json.loads(Path("run/run.json").read_text())["judges"] == ["critic-a"]
+    draw = "sample model --device cpu --adapter run --steps 1 --out drawn --prompt".split()
+    assert not main([*draw, "a red disc moving left on a striped blue background"])
+    assert main("score drawn --scorers critic-a --out s.csv".split()) == 2
+    assert (
+        "scorer critic-a: judged the pairs that the model of " in capsys.readouterr().err and not Path("s.csv").exists()
+    )
+    assert not main("score drawn --scorers measures --out s.csv".split())
+    capsys.readouterr()
     train[train.index("run")] = "other"
     assert (
         not main([*train, "sft"]) and "sft learns from pairs for dpo: the best and the worst" in capsys.readouterr().out
