@@ -104,8 +104,10 @@ def _prompts(args, config, ways):
     if config.reads_clips:
         why = f"has no clips, and pairs for {config.method} are made from clips"
         raise Refused(f"--prompts {args.prompts}", why, ways)
-    if other := next((name for name in ("world", "clips", "captions") if getattr(args, name)), None):
-        raise Refused(f"--prompts {args.prompts}", f"does not go with --{other}", "give one of the two")
+    others = ("world", "clips", "captions", "file_column", "caption_column")
+    if other := next((name for name in others if getattr(args, name)), None):
+        why = f"does not go with --{other.replace('_', '-')}"
+        raise Refused(f"--prompts {args.prompts}", why, "give one of the two")
     return [Clip(one.id, one.prompt, None) for one in read_prompts(args.prompts)]
 
 
@@ -171,7 +173,8 @@ def _verify(args):
     if not len(store := pairs.PairStore(args.store)):
         bad = list(_bad(store))
         why = "holds no pairs: all its clips are bad" if bad else "holds no pairs yet"
-        then = "mend the clips or their captions, and give" if bad else "give"
+        mend = "take a smaller --margin" if store.settings.get("judge") else "mend the clips or their captions"
+        then = f"{mend}, and give" if bad else "give"
         raise Failed("\n".join([f"{args.store}: {why}", *bad, f"  -> {then} its `localdpo pairs build` again"]))
     print(f"{args.store}: no faults")
 

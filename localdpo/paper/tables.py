@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ground import paths
+from ..ground.words import counted
 from .published import published
 from .scores import Scores, number
 from ..scoring import frechet
@@ -36,9 +37,6 @@ def signed(gap):
 def arrow(scores, column):
     "The name of a column and which way is better."
     return spoken(column) + {"higher": " ↑", "lower": " ↓"}.get(scores.columns.get(column), "")
-
-
-from ..ground.words import counted
 
 # %% ../../nbs/75_paper/05_tables.ipynb #d8d00318
 def watched(scores):

@@ -57,6 +57,11 @@ def difference(a, b, real, prompts=None, groups=20):
         then = f"draw clips of {FEWEST} prompts or more, better forty"
         raise Refused(counted(len(known), "prompt"), "cannot tell how much other prompts would change", then)
     groups = min(groups, len(known), len(real) // 2)
+    if groups < 2:
+        why = "cannot tell how much other real clips would change"
+        raise Refused(
+            counted(len(real), "real clip"), why, "draw four or more, better thousands, and leave out groups=2 or more"
+        )
 
     def without(a, b, real):
         return distance(a, real) - distance(b, real)

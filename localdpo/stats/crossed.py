@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ground.errors import Refused
-from .intervals import Interval, t_quantile, t_share
+from .intervals import Interval, check, t_quantile, t_share
 
 # %% ../../nbs/70_stats/07_crossed.ipynb #95604323
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def _squares(gaps):
 def crossed(gaps, level=0.95):
     "The mean of `gaps`, `[seeds,prompts]`, with an interval for other seeds and other prompts."
     gaps = np.asarray(gaps, np.float64)
+    check(2, level)
     if gaps.ndim != 2 or min(gaps.shape) < 2:
         why = "is not a table of two or more seeds by two or more prompts"
         raise Refused(
@@ -53,7 +54,7 @@ def crossed(gaps, level=0.95):
     whole = max(of_seeds + of_prompts - rest, of_seeds, of_prompts)
     error, free = (
         np.sqrt(whole / gaps.size),
-        max(gaps.shape[0] - 1, whole**2 / max((squares**2 / degrees).sum(), 1e-300)),
+        max(min(gaps.shape) - 1, whole**2 / max((squares**2 / degrees).sum(), 1e-300)),
     )
     value, reach = float(gaps.mean()), float(error * t_quantile((1 + level) / 2, free))
     p = 2 * t_share(-abs(value) / error, free) if error else float(value == 0)

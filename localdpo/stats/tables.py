@@ -9,6 +9,7 @@ __all__ = ['MARKS', 'MOST', 'KINDS', 'notes', 'grid', 'markdown', 'tex', 'every_
 import csv
 import io
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -48,10 +49,11 @@ def notes(table):
     fewest = min(found.difference.prompts for found, _ in table.tests.values())
     if len(table.tests) * 2 / 2**fewest >= 0.05:
         yield f"{fewest} prompts are too few to show any difference in so many tests: all p stay above 0.05."
+    if tailed := Counter(column for (column, *_), (found, _) in table.tests.items() if not found.sound):
+        which = ", ".join(f"{_head(column)} ({count})" for column, count in tailed.items())
+        yield f"Two prompts have more than half of the squared differences in {counted(tailed.total(), 'test')}, so there is no mark: {which}."
     for (column, method, other), (found, _) in table.tests.items():
         pair = f"{_head(column)}, {method} against {other}"
-        if not found.sound:
-            yield f"{pair}: two prompts have {found.carried:.0%} of the squared differences, so there is no mark; {method} wins {found.wins.value:.0%}."
         if found.torn:
             yield f"{pair}: the mean and the wins ({found.wins.value:.0%}) point in different directions."
     for line in dict.fromkeys(line for own in table.columns.values() for line in own.dropped):

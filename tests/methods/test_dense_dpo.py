@@ -7,7 +7,7 @@ from conftest import contents, random_model
 from localdpo import methods
 from localdpo.clips.sources import from_world
 from localdpo.ground.errors import Refused
-from localdpo.methods.dense_dpo import DenseConfig, agreed, better, windows
+from localdpo.methods.dense_dpo import DenseConfig, better, windows
 from localdpo.methods.judge import Judge, judge
 from localdpo.pairs.builder import build
 from localdpo.training import TrainConfig, train
@@ -50,7 +50,6 @@ def test_every_frame_is_in_one_window_and_lies_under_its_latent_frames(count, te
 
 def test_what_is_close_or_disputed_is_a_tie():
     assert better([1.0, 1.0, 0.0, 0.5], [0.0, 1.0, 1.0, 0.4], margin=0.2) == [1, 0, -1, 0]
-    assert agreed([1, -1, 1, 0, -1], [-1, 1, 1, 1, 0]) == [1, -1, 0, 0, 0]
 
 
 @pytest.mark.slow(2)

@@ -247,6 +247,7 @@ BUILD = "pairs build store --model no-such-model"
         ("--prompts p.txt", "--prompts p.txt: has no clips, and pairs for local_dpo are made from clips"),
         ("--method hybrid --prompts p.txt", "--prompts p.txt: has no clips, and pairs for hybrid are made from clips"),
         ("--method dpo --prompts p.txt --world raw:2", "--prompts p.txt: does not go with --world"),
+        ("--method dpo --prompts p.txt --caption-column c", "--prompts p.txt: does not go with --caption-column"),
     ],
 )
 def test_words_that_make_no_sense_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, words, said):
