@@ -90,6 +90,8 @@ class JudgedConfig(BlockConfig):
 
     def faults(self):
         yield from super().faults()
+        if not isinstance(self.scorer, str):
+            raise Refused(f"scorer {self.scorer!r}", "is not a name", 'pass one, such as "critic-a"')
         judge(self.scorer)  # refuses one that is unknown, by name
         if not 0 <= self.margin < math.inf:
             yield "margin", "is not a difference of scores", "use a number of zero or more"

@@ -228,6 +228,9 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
     from localdpo.ground.progress import progress
 
     config, (i, n) = config or PairConfig(), check_worker(worker)
+    if not isinstance(config, BlockConfig):
+        then = "pass PairConfig(steps=50), or the settings of another method, such as RankedConfig()"
+        raise Refused(f"settings of type {type(config).__name__}", "say not how pairs are made", then)
     config, clips = replace(config, size=tuple(config.size or backbone.native)), config.sources(_sorted(clips))
     backbone.latent_shape(*config.size)
     if not clips:

@@ -61,7 +61,9 @@ def _cut(read):
 def begin(out, settings, told):
     "Begin the folder `out`, or go on with one of the same settings."
     file = out / "settings.json"
-    paths.check_folder(out), paths.check_file(out / "manifest.json")
+    for folder in (out, out / "records", out / "videos"):
+        paths.check_folder(folder)
+    paths.check_file(out / "manifest.json")
     if not file.exists():
         paths.check_ours(out, "a folder of videos", (), OWN)
         _check_others(out, key_of(settings))
@@ -173,7 +175,7 @@ def seen(found, i, n):
         return f"worker {i} of {n} has no videos to make"
     if whole == len(states):
         return f"all {whole} videos{share} are there already" if whole > 1 else f"the video{share} is there already"
-    again = f", {damaged} damaged and made again" if damaged else ""
+    again = f", {damaged} damaged or without a record, made again" if damaged else ""
     are = "are" if len(states) > 1 else "is"
     return f"{whole} of {counted(len(states), 'video')}{share} {are} there{again}"
 

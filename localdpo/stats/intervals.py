@@ -65,24 +65,24 @@ def labels(names, what):
     return np.asarray(list(map(str, names)) if len(kinds) > 1 and str in kinds else names)
 
 
-def per_prompt(values, prompts=None):
-    "The mean of each prompt's values, by name of prompt; without `prompts` every value is of its own."
+def per_prompt(values, prompts=None, what="prompt"):
+    "The mean of each prompt's values (or of each `what`), by name; without `prompts` every value is of its own."
     try:
         values = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise Refused("values", f"are not all numbers ({error})", "pass one number for each video") from None
-    names = np.arange(len(values)) if prompts is None else labels(prompts, "prompt")
+    names = np.arange(len(values)) if prompts is None else labels(prompts, what)
     if values.ndim != 1 or names.shape != values.shape:
         raise Refused(
-            f"values of shape {values.shape}", f"and prompts of shape {names.shape}", "pass one of each a video"
+            f"values of shape {values.shape}", f"and {what}s of shape {names.shape}", "pass one of each a video"
         )
     if not np.isfinite(values).all():
         worst = np.flatnonzero(~np.isfinite(values))[0]
-        raise Refused(f"prompt {names[worst]!s}", f"has the value {values[worst]}", "find out why before averaging")
+        raise Refused(f"{what} {names[worst]!s}", f"has the value {values[worst]}", "find out why before averaging")
     names, which = np.unique(names, return_inverse=True)
     if len(names) < 2:
         raise Refused(
-            counted(len(names), "prompt"), "cannot tell how much prompts differ", "score two or more, better forty"
+            counted(len(names), what), f"cannot tell how much {what}s differ", "have two or more, better forty"
         )
     return np.bincount(which, values) / np.bincount(which)
 
@@ -184,7 +184,7 @@ def win_rate(outcomes, prompts=None, level=0.95, raters=None):
     share, fewest = means.mean(), len(means)
     varies = means.var(ddof=1) / len(means)
     if raters is not None:  # what raters vary by, beyond what so many votes would vary by anyway
-        own = per_prompt(outcomes, raters)
+        own = per_prompt(outcomes, raters, "rater")
         varies += max(0.0, own.var(ddof=1) / len(own) - np.var(outcomes, ddof=1) / votes)
         fewest = min(fewest, len(own))
     n = np.clip(share * (1 - share) / varies, fewest, votes) if varies > 0 else fewest

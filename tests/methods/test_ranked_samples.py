@@ -288,3 +288,10 @@ def test_one_command_makes_the_pairs_and_another_trains_on_them(backbone, tmp_pa
     assert (
         not main([*train, "sft"]) and "sft learns from pairs for dpo: the best and the worst" in capsys.readouterr().out
     )
+
+
+def test_settings_that_are_none_are_refused_by_name(backbone, clips, tmp_path):
+    with pytest.raises(Refused, match="settings of type dict"):
+        build(backbone, clips, tmp_path / "store", dict(steps=2))
+    with pytest.raises(Refused, match=r"scorer \['critic-a'\]: is not a name"):
+        RankedConfig(scorer=["critic-a"])

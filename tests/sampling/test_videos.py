@@ -185,7 +185,7 @@ def test_what_is_missing_or_damaged_is_made_again_to_the_same_bytes(tiny, tmp_pa
     capsys.readouterr()
     sample(tiny, PROMPTS[:3], tmp_path / "out", **FEW)
     assert made == ["p1_seed0"] and contents(tmp_path / "out") == before
-    assert "2 of 3 videos are there, 1 damaged and made again" in capsys.readouterr().out
+    assert "2 of 3 videos are there, 1 damaged or without a record, made again" in capsys.readouterr().out
 
 
 @pytest.mark.slow(1)
@@ -766,7 +766,7 @@ def test_a_senseless_command_is_refused_before_a_model_is_loaded(tmp_path, monke
     [
         ("m", "0 of 1 video is there"),
         ("mw", "1 of 2 videos are there"),
-        ("d", "0 of 1 video is there, 1 damaged and made again"),
+        ("d", "0 of 1 video is there, 1 damaged or without a record, made again"),
         ("w", "the video is there already"),
         ("ww", "all 2 videos are there already"),
     ],
@@ -781,3 +781,12 @@ def test_one_video_of_one_prompt_is_no_plural(tiny, tmp_path, capsys):
         ["sample", tiny.name, "--prompt", "a red disc", "--out", str(tmp_path), "--steps", "1", "--device", "cpu"]
     )
     assert "1 video of 1 prompt, listed in manifest.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["records", "videos"])
+def test_a_file_where_a_folder_belongs_is_named_at_once(tiny, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("a note")
+    with pytest.raises(Refused, match=f"{name}: is a file"):
+        sample(tiny, PROMPTS[:1], tmp_path / "out", **FEW)
+    assert (tmp_path / "out" / name).read_text() == "a note"

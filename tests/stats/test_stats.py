@@ -177,6 +177,11 @@ def test_win_rates_hold_however_much_raters_differ(of_prompts, of_raters):
     assert 0.92 <= held / TRIALS <= 0.98
 
 
+def test_what_is_wrong_with_raters_is_said_of_raters():
+    with pytest.raises(Refused, match="1 rater: cannot tell how much raters differ"):
+        win_rate([1, 0, 1], ["a", "b", "c"], raters=["x"] * 3)
+
+
 # -- paired ---------------------------------------------------------------------------------------------------------------
 
 
