@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from localdpo.ground.errors import Refused
 from localdpo.scoring import frechet
@@ -29,8 +30,15 @@ def test_all_videos_of_a_prompt_are_left_out_together():
     shuffled = np.random.default_rng(1).permutation(15)
     gap, low, high = frechet.difference(a, b, real, prompts)
     assert frechet.difference(a[shuffled], b[shuffled], real, prompts[shuffled]) == pytest.approx((gap, low, high))
-    without = [frechet.distance(a[prompts != p], real) - frechet.distance(b[prompts != p], real) for p in range(5)]
-    assert high - gap == pytest.approx(2.776 * np.sqrt(4 * np.var(without)), rel=1e-3)  # Student's t, 4 degrees
+
+    def apart(a, b, real):
+        return frechet.distance(a, real) - frechet.distance(b, real)
+
+    without = [apart(a[prompts != p], b[prompts != p], real) for p in range(5)]
+    others = [apart(a, b, real[np.arange(len(real)) % 5 != part]) for part in range(5)]
+    of_prompts, of_real = 4 * np.var(without), 4 * np.var(others)
+    free = 4 * (of_prompts + of_real) ** 2 / (of_prompts**2 + of_real**2)
+    assert high - gap == pytest.approx(stats.t.ppf(0.975, free) * np.sqrt(of_prompts + of_real), rel=1e-3)
 
 
 def test_names_of_prompts_may_be_words():
