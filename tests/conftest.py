@@ -128,6 +128,15 @@ def random_model(name, layers=2):
     return type(made)(pipeline, name)
 
 
+@pytest.fixture(scope="module")
+def backbone():
+    "A random model of two layers; tests that need another one have a fixture of their own."
+    import torch
+
+    torch.set_num_threads(1)  # forked children cannot use the threads of their parent
+    return random_model("tiny-cogvideox-2b")
+
+
 def adapted(model, rank=4, alpha=8, std=1.0, seed=3, adapter="policy"):
     "`model` with an adapter that has something to say."
     import torch

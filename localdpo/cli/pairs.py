@@ -146,17 +146,14 @@ def _build(args):
     if store is None:
         print(f"{args.store}: this worker is done, others are not")
     else:
-        why, named = " (see bad_clips.csv)" if store.bad else "", store.settings.get("method")
-        bad = (
-            f"{words.counted(len(store.bad), 'prompt')} without one"
-            if named
-            else words.counted(len(store.bad), "bad clip")
-        )
-        print(f"{args.store}: {words.counted(len(store), 'pair')}, {bad}{why}")
+        kind, why = _kind(store), " (see bad_clips.csv)" if store.bad else ""
+        bad = words.counted(len(store.bad), kind if kind == "prompt" else "bad clip")
+        print(f"{args.store}: {words.counted(len(store), 'pair')}, {bad}{' without one' * (kind == 'prompt')}{why}")
         _say_cut(store)
-        print(*(f"without     {line}\n" for line in _bad(store) if named), sep="", end="")
+        if kind == "prompt":
+            print(*(f"without     {line}\n" for line in _bad(store)), sep="", end="")
         if not len(store):
-            raise Failed(f"{args.store}: no {'prompt' if named else 'clip'} could be used; bad_clips.csv says why")
+            raise Failed(f"{args.store}: no {kind} could be used; bad_clips.csv says why")
 
 
 def _say_cut(store):
@@ -199,9 +196,14 @@ def _show(args):
     print(f"The latents were not read; `localdpo pairs verify {args.store}` looks at every byte.")
 
 
+def _kind(store):
+    "What makes the pairs of a store: clips, or prompts of which samples are judged."
+    return "prompt" if store.settings.get("method") else "clip"
+
+
 def _bad(store):
     "The clips or prompts that could not be used, a line for each reason."
-    kind = "prompt" if store.settings.get("method") else "clip"
+    kind = _kind(store)
     for why in sorted({fault.why for fault in store.bad}):
         names = [fault.name for fault in store.bad if fault.why == why]
         yield f"{words.counted(len(names), kind)} ({words.few(names)}): {why}"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from ..backbones.captions import LONG_CAPTIONS
 from . import fields
-from .fields import setting
 from ..ground import paths, words
 from ..ground.errors import Refused
+from ..ground.words import setting
 
 # %% ../../nbs/95_cli/06_sample.ipynb #e14b01bc
 @dataclass(frozen=True)

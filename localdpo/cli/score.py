@@ -12,9 +12,8 @@ import re
 from dataclasses import dataclass
 
 from . import fields
-from .fields import setting
 from ..ground.errors import Failed, Refused
-from ..ground.words import check_whole, counted, few
+from ..ground.words import check_whole, counted, few, setting
 from ..sampling.folders import FORMS, find_videos
 from ..scoring.panel import missing
 from ..scoring.scorer import SCORERS, get_scorer

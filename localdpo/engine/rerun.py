@@ -219,9 +219,8 @@ def _surroundings(name):
         relay = threading.Thread(target=_relay, args=(pipe, name, over), daemon=True)
         relay.start()
         try:
-            own = dict(
-                LOCALDPO_PROGRESS=f"{sockets}/progress", IPYTHONDIR=f"{sockets}/ipython"
-            )  # nobody's start-up files
+            # a folder of its own, so that nobody's start-up files run
+            own = dict(LOCALDPO_PROGRESS=f"{sockets}/progress", IPYTHONDIR=f"{sockets}/ipython")
             with leases.environment(PYDEVD_DISABLE_FILE_VALIDATION="1", **own):
                 yield sockets
         finally:
@@ -278,9 +277,8 @@ def run(notebook, out, values=None, *, cell_timeout=None):
     notebook, out = Path(notebook), Path(out)
     values = check(notebook, values or {})
     _check_out(out, notebook)
-    logging.getLogger("papermill").setLevel(
-        logging.CRITICAL
-    )  # what it warns of is refused here, and its errors are raised
+    # what papermill warns of is refused here, and its errors are raised
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
     working = out.with_name(f".{out.stem}-running.ipynb")  # papermill saves it cell by cell: a glimpse of the run
     with leases.alone(working, out):
         error = None

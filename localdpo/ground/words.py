@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIXELS', 'SEEDS', 'WORKERS', 'shown', 'short', 'numbers', 'size', 'check_size', 'worker', 'check_worker',
-           'check_seed', 'check_steps', 'check_cfg_scale', 'check_whole', 'check_number', 'plain', 'counted', 'Named',
-           'few', 'near']
+           'check_seed', 'check_steps', 'check_cfg_scale', 'check_whole', 'check_number', 'plain', 'counted', 'few',
+           'near', 'setting', 'Named']
 
 # %% ../../nbs/90_ground/11_words.ipynb #237bf174
 import dataclasses
@@ -126,17 +126,6 @@ def counted(number, word, plural="s"):
     return f"{number} {word}" if number == 1 else f"{number} {word}{plural}"
 
 
-class Named:
-    "A record of settings that refuses an unknown one by its name."
-
-    def __new__(cls, *values, **settings):
-        known = [setting.name for setting in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise Refused(f"setting {name!r}", f"is not known to {cls.__name__}", near(name, known))
-        return super().__new__(cls)
-
-
 def few(names, most=3, between=", "):
     "The first of `names`, and how many more there are."
     names = [str(name) for name in names]
@@ -148,3 +137,20 @@ def near(word, known):
     "Advice for somebody who wrote `word`, which is not among `known`."
     found = difflib.get_close_matches(str(word), known, 1, 0.5)
     return (f"did you mean {found[0]}? " if found else "") + f"there are {', '.join(known)}"
+
+# %% ../../nbs/90_ground/11_words.ipynb #c55e3931
+def setting(default, help, **facts):
+    "A field of a record of settings, with what a person should know of it; `dict` as the default is a new one each time."
+    made = dict(default_factory=default) if default is dict else dict(default=default)
+    return dataclasses.field(**made, metadata=dict(help=help) | facts)
+
+
+class Named:
+    "A record of settings that refuses an unknown one by its name."
+
+    def __new__(cls, *values, **settings):
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise Refused(f"setting {name!r}", f"is not known to {cls.__name__}", near(name, known))
+        return super().__new__(cls)

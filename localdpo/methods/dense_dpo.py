@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from ..ground import words
 from ..ground.errors import Refused
+from ..ground.words import setting
 from .judge import JudgedConfig
 from .method import Method
 from .ranked_samples import decoded, make_block
-from ..pairs.config import range_faults, setting
+from ..pairs.config import range_faults
 from ..training.recipe import Recipe
 
 # %% ../../nbs/65_methods/04_dense_dpo.ipynb #84f4b803

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..ground.errors import Refused
-from ..pairs.config import BlockConfig, setting
+from ..ground.words import setting
+from ..pairs.config import BlockConfig
 
 # %% ../../nbs/65_methods/10_judge.ipynb #a2c5fe43
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from ..ground import words
 from ..ground.errors import Refused
+from ..ground.words import setting
 from .judge import JudgedConfig
-from ..pairs.config import setting
 
 # %% ../../nbs/65_methods/09_ranked_samples.ipynb #9c080a48
 PAIRINGS = {
@@ -94,9 +94,8 @@ def make_block(backbone, clips, config):
     from localdpo.pairs import builder, store
 
     def prepare(clip):
-        return *builder.read(backbone, clip, config), builder.encoded(
-            backbone, clip, config
-        ) if config.reads_clips else None
+        real = builder.encoded(backbone, clip, config) if config.reads_clips else None
+        return *builder.read(backbone, clip, config), real
 
     good, bad = builder.sift(clips, prepare)
     if not good:
@@ -107,13 +106,11 @@ def make_block(backbone, clips, config):
     text = text.to(samples.dtype) if config.dtype == "bfloat16" else text
 
     def pair(clip):
-        winner, loser, said = config.choose(backbone, clip, texts[row := rows[clip.id]], samples[row], reals[row])
-        said = facts[row] | said
-        return (
-            store.Pair(
-                clip.id, texts[row], said.pop("noise_alpha", None), config.seed, winner, loser, None, text[row], said
-            ),
-        )
+        row = rows[clip.id]
+        winner, loser, said = config.choose(backbone, clip, texts[row], samples[row], reals[row])
+        alpha = said.pop("noise_alpha", None)
+        parts = winner, loser, None, text[row], facts[row] | said
+        return [store.Pair(clip.id, texts[row], alpha, config.seed, *parts)]
 
     made, dropped = builder.sift(kept, pair)
     made, wrong = builder.sound([one for _, one in made], {})

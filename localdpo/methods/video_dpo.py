@@ -9,9 +9,9 @@ __all__ = ['METHOD', 'VideoConfig']
 import math
 from dataclasses import dataclass
 
+from ..ground.words import setting
 from .method import Method
 from .ranked_samples import RankedConfig
-from ..pairs.config import setting
 from ..training.recipe import Recipe
 
 

@@ -16,9 +16,9 @@ from ..backbones.identity import identity
 from ..ground.errors import Refused, Starved, patiently
 from ..ground.noise import generator
 from ..ground.seals import file_sum, unsealed
-from ..ground.words import check_worker
+from ..ground.words import check_worker, setting
 from . import store as pairs
-from .config import BlockConfig, range_faults, setting
+from .config import BlockConfig, range_faults
 from .files import BAD, bad_table
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #b6dbb029
@@ -57,9 +57,8 @@ class PairConfig(BlockConfig):
         return make_block(backbone, clips, self)
 
 
-_STORED = (
-    "size steps cfg_scale alpha_range alpha_step seed dtype block mask long_captions".split()
-)  # sums keep the order
+# in this order, because a store knows its settings by a sum that depends on it
+_STORED = "size steps cfg_scale alpha_range alpha_step seed dtype block mask long_captions".split()
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #061bdef8
 def _alpha_faults(config):

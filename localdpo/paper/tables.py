@@ -166,8 +166,9 @@ def ladder(scores, steps):
     steps = steps or [(scores.reference, name) for name in scores.methods[1:]]
     table = scores.compared(steps)
     keys = [(column, before, after) for column in scores.columns for before, after in steps]
-    tests = {key: table.test(key[0], key[2], key[1]) for key in keys}
-    return Ladder(scores, steps, table, *({key: test[part] for key, test in tests.items()} for part in (0, 1)))
+    tests = {(column, before, after): table.test(column, after, before) for column, before, after in keys}
+    found, p = {key: test for key, (test, _) in tests.items()}, {key: p for key, (_, p) in tests.items()}
+    return Ladder(scores, steps, table, found, p)
 
 # %% ../../nbs/75_paper/05_tables.ipynb #d1cf0152
 def as_published(table, **which):

@@ -155,9 +155,11 @@ def _with_prompts(found, path, form):
         for i in which:
             given.setdefault(i, []).append((place, prompt, its))
     kept = [one for i, (_, one) in enumerate(found) if i not in given and one.prompt]
-    told = [f"{path.name} has no prompt for {len(kept)} of {counted(len(found), 'video')}; the manifest's stays"][
-        : len(kept)
-    ]
+    told = []
+    if kept:
+        told.append(
+            f"{path.name} has no prompt for {len(kept)} of {counted(len(found), 'video')}; the manifest's stays"
+        )
     told += _encoding(path, [f"{name} {prompt}" for _, name, prompt, _ in rows])
     return [_prompted(one, given.get(i, []), path) for i, (_, one) in enumerate(found)] + lost, told
 

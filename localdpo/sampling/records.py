@@ -201,7 +201,8 @@ def finish(out, jobs, key, begun):
         if job.short:
             entry["short"] = job.short  # scorers read it: see localdpo.sampling.folders
     facts = {name: begun[name] for name in ("model", "adapter", "settings", "seed", "seeds", "long_captions")}
-    facts |= {name: begun[name] for name in ("judges",) if begun.get(name)}
+    if judges := begun.get("judges"):
+        facts["judges"] = judges
     manifest = dict(format=1, **facts, made_with=made_with, videos=videos)
     paths.write_text(out / "manifest.json", sealed(manifest))
     if others := len(list((out / "videos").glob("[!.]*.mp4"))) - len(videos):

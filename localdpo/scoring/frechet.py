@@ -60,7 +60,7 @@ def difference(a, b, real, prompts=None, groups=20):
     if groups < 2:
         why = "cannot tell how much other real clips would change"
         raise Refused(
-            counted(len(real), "real clip"), why, "draw four or more, better thousands, and leave out groups=2 or more"
+            counted(len(real), "real clip"), why, "draw four or more, better thousands; groups must be 2 or more"
         )
 
     def without(a, b, real):

@@ -52,12 +52,11 @@ def crossed(gaps, level=0.95):
     squares, degrees = _squares(gaps)
     of_seeds, of_prompts, rest = squares
     whole = max(of_seeds + of_prompts - rest, of_seeds, of_prompts)
-    error, free = (
-        np.sqrt(whole / gaps.size),
-        max(min(gaps.shape) - 1, whole**2 / max((squares**2 / degrees).sum(), 1e-300)),
-    )
+    error = np.sqrt(whole / gaps.size)
+    free = max(min(gaps.shape) - 1, whole**2 / max((squares**2 / degrees).sum(), 1e-300))
     value, reach = float(gaps.mean()), float(error * t_quantile((1 + level) / 2, free))
     p = 2 * t_share(-abs(value) / error, free) if error else float(value == 0)
-    own, both = max(of_seeds - rest, 0), max(of_seeds - rest, 0) + max(of_prompts - rest, 0)
-    shares = dict(seeds=own / both, prompts=1 - own / both) if both else dict(seeds=0.5, prompts=0.5)
+    beyond = dict(seeds=max(of_seeds - rest, 0), prompts=max(of_prompts - rest, 0))
+    both = sum(beyond.values())
+    shares = {name: part / both if both else 0.5 for name, part in beyond.items()}
     return Crossed(Interval(value, value - reach, value + reach, gaps.shape[1]), p, len(gaps), shares)

@@ -16,12 +16,6 @@ CONFIG = DenseConfig(steps=4, block=2)
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    torch.set_num_threads(1)
-    return random_model("tiny-cogvideox-2b")
-
-
-@pytest.fixture(scope="module")
 def clips():
     return from_world(count=4)
 

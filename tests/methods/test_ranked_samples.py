@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import contents, killed, random_model
+from conftest import contents, killed
 
 from localdpo import methods
 from localdpo.cli.main import main
@@ -25,12 +25,6 @@ from localdpo.training.identity import _content
 
 CONFIG = RankedConfig(steps=2, block=2)
 STRANGE = "a red disc on a red disc"  # of words that the model knows, and no sentence of the world
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    torch.set_num_threads(1)  # forked children cannot use the threads of their parent
-    return random_model("tiny-cogvideox-2b")
 
 
 @pytest.fixture(scope="module")

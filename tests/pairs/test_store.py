@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import contents, killed, random_model
+from conftest import contents, killed
 
 from localdpo.cli import main as cli
 from localdpo.clips.captions import caption_fault
@@ -29,12 +29,6 @@ from localdpo.pairs.builder import PairConfig, build, draw_alpha
 
 CONFIG = PairConfig(steps=4, block=2)
 PROMPT = "a red disc spinning on a plain blue background"
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    torch.set_num_threads(1)  # forked children cannot use the threads of their parent
-    return random_model("tiny-cogvideox-2b")
 
 
 @pytest.fixture(scope="module")
