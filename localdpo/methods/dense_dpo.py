@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..ground import words
 from ..ground.errors import Refused
 from ..ground.words import setting
-from .judge import JudgedConfig
+from .judge import JudgedConfig, judge
 from .method import Method
 from .ranked_samples import decoded, make_block
 from ..pairs.config import range_faults
@@ -51,6 +51,9 @@ class DenseConfig(JudgedConfig):
         yield from super().faults()
         yield from range_faults("guidance_eta", self.guidance_eta, self.steps, "0.65 0.8")
         words.check_whole("window", self.window, 1)
+        if len(judge(self.scorer).scorers) > 1:
+            why = "adds up whole videos between bounds, and has no number for a window"
+            yield "scorer", why, "label windows with critic-a, or another that marks frames"
 
     def make(self, backbone, clips):
         return make_block(backbone, clips, self)

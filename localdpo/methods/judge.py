@@ -40,9 +40,6 @@ class Judge:
         "A number for each of `cuts`, lists of frames: the sum of the means of single frames, or the score of the piece."
         from localdpo.scoring.scorer import score_video
 
-        if len(self.scorers) > 1:
-            why = "adds up whole videos between bounds, and has no number for a window"
-            raise Refused(f"scorer {self.name!r}", why, "label windows with critic-a, or another that marks frames")
         seen = [score_video(scorer, frames, prompt, fps) for scorer in self.scorers]
         if not (single := [dict(zip(*values, strict=True)) for one in seen for values in one.frames.values()]):
             return [self(frames[cut[0] : cut[-1] + 1], prompt, fps)[1] for cut in cuts]

@@ -238,6 +238,7 @@ BUILD = "pairs build store --model no-such-model"
             "--bin: does not go with --method dpo\n  -> leave it out: it is for video_dpo",
         ),
         ("--method video_dpo --world raw:2 --scorer omniscore", "weights are missing"),
+        ("--method dense_dpo --world raw:2 --scorer omniscore", "scorer omniscore: adds up whole videos"),
         ("--prompts p.txt", "--prompts p.txt: has no clips, and pairs for local_dpo are made from clips"),
         ("--method hybrid --prompts p.txt", "--prompts p.txt: has no clips, and pairs for hybrid are made from clips"),
         ("--method dpo --prompts p.txt --world raw:2", "--prompts p.txt: does not go with --world"),
