@@ -15,6 +15,7 @@ import numpy as np
 
 from .captions import CAPTION, FILE, caption_fault, caption_rows
 from ..ground.errors import Refused
+from ..ground.seals import file_sum
 from ..media import video
 
 # %% ../../nbs/10_clips/06_sources.ipynb #3d6a413d
@@ -27,8 +28,22 @@ class Clip(NamedTuple):
     bytes: int = 0
     fault: str | None = None
     file: Path | None = None
+    then: str = "mend it, or leave it out"  # what to do about its fault
 
+    @property
+    def files(self):
+        "The files that it is read from."
+        return [self.file] if self.file else []
 
+    def known(self):
+        "What is known of it before it is read."
+        return [self.id, self.prompt, self.bytes, self.fault]
+
+    def sum(self):
+        "A sum of the bytes of its file."
+        return file_sum(self.file)
+
+# %% ../../nbs/10_clips/06_sources.ipynb #20f49690
 def from_world(name="curated", count=64, split="train", seed=0, long=False):
     "Clips of a pool of the sprite world."
     from localdpo.clips import pools

@@ -15,7 +15,7 @@ from ..backbones.captions import read_caption
 from ..backbones.identity import identity
 from ..ground.errors import Refused, Starved, patiently
 from ..ground.noise import generator
-from ..ground.seals import file_sum, unsealed
+from ..ground.seals import unsealed
 from ..ground.words import check_worker, setting
 from . import store as pairs
 from .config import BlockConfig, range_faults
@@ -129,7 +129,7 @@ def sift(clips, prepare):
     for clip in clips:
         try:
             if clip.fault:
-                raise Refused(clip.id, clip.fault, "mend it, or leave it out")
+                raise Refused(clip.id, clip.fault, clip.then)
             good.append((clip, *prepare(clip)))
         except Starved:  # which says nothing about the clip
             raise
@@ -189,7 +189,7 @@ def _sorted(clips):
 
 def _inputs(clips, settings):
     "A sum of all that the pairs of `clips` are made from, as far as it is known before the clips are read."
-    known = [settings, *([clip.id, clip.prompt, clip.bytes, clip.fault] for clip in clips)]
+    known = [settings, *(clip.known() for clip in clips)]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #9d05067f
@@ -197,8 +197,8 @@ def _outdated(store, number, clips, config, renew):
     "Whether the clips of a block have other content now, or, with `renew`, whether one that could not be read now can."
     facts = pairs.block_names(store, number)[0]
     block, made = unsealed(facts), facts.stat().st_mtime_ns
-    late = [clip for clip in clips if clip.file and max(_times(clip.file)) > made]
-    other = [clip.id for clip in late if block.get("files", {}).get(clip.id) not in (None, file_sum(clip.file))]
+    late = [clip for clip in clips if any(max(_times(file)) > made for file in clip.files)]
+    other = [clip.id for clip in late if block.get("files", {}).get(clip.id) not in (None, clip.sum())]
     if other and not renew:
         what = f"{other[0]} in {store}"
         raise Refused(what, "has other content than when its pair was made", "make it anew with renew (--renew)")
@@ -246,7 +246,7 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
     pairs.start(store, settings | config.beside() | dict(clips=len(clips), blocks=inputs), renew)
     for number in progress(range(i, len(blocks), n), f"pairs, worker {i} of {n}", unit="block"):
         if not pairs.intact(store, number, inputs[number]) or _outdated(store, number, blocks[number], config, renew):
-            files = {clip.id: file_sum(clip.file) for clip in blocks[number] if clip.file}
+            files = {clip.id: clip.sum() for clip in blocks[number] if clip.files}
             made = config.make(backbone, blocks[number])
             pairs.write_block(store, number, *made, inputs[number], files)
     return _finish(Path(store), len(blocks))
