@@ -9,14 +9,14 @@ __all__ = ['MODES', 'ROUNDING', 'fuse', 'Walk', 'steps_to_walk', 'corrupt']
 import math
 from dataclasses import dataclass
 
-import torch
-
 from .ground.errors import Refused
 from .ground.noise import normal_batch
 
 # %% ../nbs/30_pairs/02_corruption.ipynb #b0b475fb
 def fuse(mask, repainted, original):
     "Eq. 3: what the model made inside the `mask` `[B,T,H,W]`, and the `original` of the same noise level outside."
+    import torch
+
     return torch.where(mask[:, None], repainted, original)
 
 # %% ../nbs/30_pairs/02_corruption.ipynb #0b9580c7
@@ -47,6 +47,8 @@ class Walk:
 # %% ../nbs/30_pairs/02_corruption.ipynb #8fb19ec0
 def steps_to_walk(backbone, noise_alpha, walk):
     "How many of the last steps of a `walk` a clip with `noise_alpha` goes through."
+    import torch
+
     if not 0 <= noise_alpha <= 1:
         raise Refused(
             f"noise_alpha={noise_alpha}", "is outside 0 to 1", "pass a share from 0 (keep the clip) to 1 (pure noise)"
@@ -63,6 +65,8 @@ def steps_to_walk(backbone, noise_alpha, walk):
 # %% ../nbs/30_pairs/02_corruption.ipynb #6b827d1b
 def _checked(latents, text, mask, noise_alpha):
     "One `noise_alpha` a clip, after a look at the shapes."
+    import torch
+
     grid = (len(latents), *latents.shape[2:])
     if latents.ndim != 5 or len(text) != len(latents) or tuple(mask.shape) != grid or mask.dtype != torch.bool:
         raise Refused(
@@ -73,7 +77,6 @@ def _checked(latents, text, mask, noise_alpha):
     return torch.as_tensor(noise_alpha, dtype=torch.float64).expand(len(latents)).tolist()
 
 # %% ../nbs/30_pairs/02_corruption.ipynb #d667ee28
-@torch.no_grad()
 def corrupt(
     backbone, latents, text, mask, noise_alpha, steps=50, cfg_scale=6.0, seed=0, ids=None, negative=None, **reading
 ):
@@ -81,18 +84,24 @@ def corrupt(
 
     `ids` name the clips, and with `seed` choose their noise; `reading` are further settings of `Walk`.
     """
+    import torch
+
     walk, alphas = Walk(steps, cfg_scale, **reading), _checked(latents, text, mask, noise_alpha)
     left = torch.tensor([steps_to_walk(backbone, alpha, walk) for alpha in alphas])
     ids, visits = range(len(latents)) if ids is None else ids, [0] * len(latents)
     noise = normal_batch(latents.shape[1:], seed=seed, ids=ids, visits=visits, purpose="corrupt", device=latents.device)
-    if negative is None and cfg_scale != 1:
+    if negative is None and (cfg_scale != 1 or walk.dynamic_cfg):
         negative = backbone.embed([""])
     sampler, z = backbone.single_steps(steps), latents.clone()
-    for i in range(steps - int(left.max()), steps):
-        join, rows = (left == steps - i).nonzero().flatten(), (left >= steps - i).nonzero().flatten()
-        z[join] = sampler.renoise(latents[join], noise[join], i)
-        t, away = sampler.timesteps[i], None if negative is None else negative.expand(len(rows), -1, -1)
-        prediction = backbone.guided(z[rows], t.expand(len(rows)), text[rows], walk.guidance(t), away)
-        repainted, original = sampler.step(prediction, i, z[rows]), sampler.renoise(latents[rows], noise[rows], i + 1)
-        z[rows] = fuse(mask[rows], repainted, original)
+    with torch.no_grad():
+        for i in range(steps - int(left.max()), steps):
+            join, rows = (left == steps - i).nonzero().flatten(), (left >= steps - i).nonzero().flatten()
+            z[join] = sampler.renoise(latents[join], noise[join], i)
+            t, away = sampler.timesteps[i], None if negative is None else negative.expand(len(rows), -1, -1)
+            prediction = backbone.guided(z[rows], t.expand(len(rows)), text[rows], walk.guidance(t), away)
+            repainted, original = (
+                sampler.step(prediction, i, z[rows]),
+                sampler.renoise(latents[rows], noise[rows], i + 1),
+            )
+            z[rows] = fuse(mask[rows], repainted, original)
     return z

@@ -254,6 +254,8 @@ class Backbone(_Latents, _Text, _Reference, _Generation):
             part.requires_grad_(False).eval()
         self.temporal, self.spatial = pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial
         self.channels = self.transformer.config.in_channels
+        size = self.transformer.config.patch_size
+        self.patch = size if isinstance(size, int) else size[-1]  # latents on a side of one token
 
     @property
     def device(self):

@@ -27,7 +27,7 @@ class _CogVideoXParts(Backbone):
         super().__init__(pipeline, name)
         config = self.transformer.config
         self.text_length = config.max_text_seq_length
-        self.multiple = max(8, self.spatial * config.patch_size)
+        self.multiple = max(8, self.spatial * self.patch)
         self.native = config.sample_frames, config.sample_height * self.spatial, config.sample_width * self.spatial
         self.rotary = config.use_rotary_positional_embeddings
         self.scheduler = CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config)

@@ -23,7 +23,7 @@ class _WanParts(Backbone):
     def __init__(self, pipeline, name):
         super().__init__(pipeline, name)
         self.text_length = min(512, pipeline.tokenizer.model_max_length)
-        self.multiple = max(16, self.spatial * self.transformer.config.patch_size[1])
+        self.multiple = max(16, self.spatial * self.patch)
         # the configuration does not say; only the miniature has an autoencoder that divides by four
         self.native = (9, 32, 32) if self.spatial == 4 else (81, 480, 832)
         channels = (1, -1, 1, 1, 1)

@@ -8,56 +8,52 @@ __all__ = ['PairConfig', 'draw_alpha', 'encoded', 'read', 'sift', 'embedded', 's
 # %% ../../nbs/30_pairs/05_builder.ipynb #ae65d2e8
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..backbones.captions import read_caption
 from ..backbones.identity import identity
+from ..corruption import MODES, ROUNDING, corrupt
 from ..ground.errors import Refused, Starved, patiently
 from ..ground.noise import generator
 from ..ground.seals import unsealed
-from ..ground.words import check_worker, setting
+from ..ground.words import check_worker, near, setting
 from . import store as pairs
 from .config import BlockConfig, range_faults
 from .files import BAD, bad_table
-
-# %% ../../nbs/30_pairs/05_builder.ipynb #b6dbb029
-def _mask(text):
-    "A setting of masks that is written as NAME=VALUE."
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        then = 'write NAME=VALUE, such as static=0.2 or "size=[0.2, 0.5]"'
-        raise Refused(f"--mask {text}", "lacks a name, a value, or the = between them", then)
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value  # a word, such as the name of a contour
+from .regions import RegionConfig, region
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #13c25e15
 @dataclass(frozen=True)
-class PairConfig(BlockConfig):
+class PairConfig(RegionConfig):
     "How LocalDPO's pairs are made; `size` is (frames, height, width), the model's own by default."
 
     alpha_range: tuple = setting((0.75, 0.95), "range of noise_alpha", flag="alpha", nargs=2, metavar=("LOW", "HIGH"))
     alpha_step: float | None = setting(None, "draw noise_alpha from a grid of this width, such as 0.05", type=float)
-    mask: dict = setting(
-        dict, "settings of masks, see localdpo.masks.MaskConfig", nargs="+", read=_mask, type=dict, metavar="NAME=VALUE"
-    )
+    alpha_mode: str = setting("steps", "what noise_alpha is a share of: steps, weight of noise, time", choices=MODES)
+    rounding: str = setting("round", "how a share of steps becomes a number of them", choices=ROUNDING)
+    dynamic_cfg: bool = setting(False, "guidance that changes from step to step, as in CogVideoX's pipeline")
+    negative_prompt: str = setting("", "what guidance leads away from")
 
     def faults(self):
         yield from super().faults()
         yield from _alpha_faults(self)
+        yield from _walk_faults(self)
+
+    def check(self, backbone, clips):
+        read_caption(backbone, self.negative_prompt)  # refuses one that the model cannot read
 
     def settings(self):
-        from localdpo.masks import configured
-
-        return {name: getattr(self, name) for name in _STORED} | dict(mask=asdict(configured(self.mask)), masked=True)
+        stored = {name: getattr(self, name) for name in _STORED} | dict(mask=self.masks(), masked=True)
+        later = [one for one in fields(self) if one.name not in _STORED and getattr(self, one.name) != one.default]
+        return stored | {one.name: getattr(self, one.name) for one in later}
 
     def make(self, backbone, clips):
         return make_block(backbone, clips, self)
 
 
-# in this order, because a store knows its settings by a sum that depends on it
+# In this order, because a store knows its settings by a sum that depends on it. Settings that came later are stored
+# where they are not the default, so that older stores keep their sums.
 _STORED = "size steps cfg_scale alpha_range alpha_step seed dtype block mask long_captions".split()
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #061bdef8
@@ -69,6 +65,18 @@ def _alpha_faults(config):
             "is not a width of a grid",
             "use 0.05, as the paper's code does, another number from 0.000001 to 1, or leave it out",
         )
+
+# %% ../../nbs/30_pairs/05_builder.ipynb #e091f42b
+def _walk_faults(config):
+    for name, known in dict(alpha_mode=MODES, rounding=ROUNDING).items():
+        if getattr(config, name) not in known:
+            yield name, "is not a way to read noise_alpha", near(getattr(config, name), list(known))
+    if config.rounding != "round" and config.alpha_mode != "steps":
+        yield "rounding", f"rounds steps, and alpha_mode {config.alpha_mode} counts none", "leave one of the two out"
+    if not isinstance(config.negative_prompt, str):
+        yield "negative_prompt", "is not a text", 'write what losers should not show, such as "blurry"'
+    elif config.negative_prompt and config.cfg_scale == 1 and not config.dynamic_cfg:
+        yield "negative_prompt", "says what to lead away from, and cfg_scale 1 leads nowhere", "use another cfg_scale"
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #a93f27e1
 def draw_alpha(id, config):
@@ -112,14 +120,8 @@ def read(backbone, clip, config):
 # %% ../../nbs/30_pairs/05_builder.ipynb #fd214df8
 def _prepare(backbone, clip, config):
     "Text, winner, latent mask and facts of a clip."
-    import torch
-
-    from localdpo import masks
-
     winner, (text, cut) = encoded(backbone, clip, config), read(backbone, clip, config)
-    drawn = masks.draw_mask(*config.size, seed=config.seed, id=clip.id, **config.mask)
-    mask = torch.from_numpy(masks.to_latent(drawn.mask, backbone.temporal, backbone.spatial))
-    facts = dict(area=round(float(mask.float().mean()), 6), shapes=int(drawn.shapes), moving=bool(drawn.moving))
+    mask, facts = region(backbone, clip, config)
     return text, winner, mask, facts | cut
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #5a520641
@@ -156,8 +158,6 @@ def make_block(backbone, clips, config):
     "The pairs of `clips`, made as one batch, and a `Fault` for each of those that could not be used."
     import torch
 
-    from localdpo.corruption import corrupt
-
     good, bad = sift(clips, lambda clip: _prepare(backbone, clip, config))
     if not good:
         return [], bad
@@ -165,9 +165,9 @@ def make_block(backbone, clips, config):
     winners, masks = torch.stack(winners), torch.stack(masks).to(backbone.device)
     text = embedded(backbone, texts)
     alphas, ids = [draw_alpha(clip.id, config) for clip in kept], [clip.id for clip in kept]
-    losers = corrupt(
-        backbone, winners.float(), text, masks, alphas, config.steps, config.cfg_scale, seed=config.seed, ids=ids
-    ).to(winners.dtype)
+    how = {name: getattr(config, name) for name in "steps cfg_scale seed alpha_mode rounding dynamic_cfg".split()}
+    how |= dict(ids=ids, negative=backbone.embed([config.negative_prompt]) if config.negative_prompt else None)
+    losers = corrupt(backbone, winners.float(), text, masks, alphas, **how).to(winners.dtype)
     text = text.to(winners.dtype) if config.dtype == "bfloat16" else text
     made = [
         pairs.Pair(clip.id, prompt, alpha, config.seed, *parts)

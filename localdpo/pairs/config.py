@@ -63,6 +63,8 @@ def _plain(config):
     "(name, value) of each setting that must be a number, as an int or a float of Python; a value that is none is refused."
     for one in fields(config):
         kind, value = one.metadata.get("type", type(one.default)), getattr(config, one.name)
+        if kind is bool and not isinstance(value, bool):
+            raise Refused(f"{one.name} {value!r}", "is not true or false", f"use True or False; {one.metadata['help']}")
         if kind in (int, float) and not (value is None and one.default is None):
             yield one.name, words.plain(one.name, value, "whole " if kind is int else "")
     if config.size is not None:
