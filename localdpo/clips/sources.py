@@ -29,19 +29,21 @@ class Clip(NamedTuple):
     fault: str | None = None
     file: Path | None = None
     then: str = "mend it, or leave it out"  # what to do about its fault
+    mask: Path | None = None  # the file of a mask that somebody made for it
+    objects: Callable | None = None  # as `read`, and gives {word: the mask of what it names}, where that is known
 
     @property
     def files(self):
         "The files that it is read from."
-        return [self.file] if self.file else []
+        return [file for file in (self.file, self.mask) if file]
 
     def known(self):
         "What is known of it before it is read."
-        return [self.id, self.prompt, self.bytes, self.fault]
+        return [self.id, self.prompt, self.bytes, self.fault, *([self.mask.stat().st_size] if self.mask else [])]
 
     def sum(self):
-        "A sum of the bytes of its file."
-        return file_sum(self.file)
+        "A sum of the bytes of its files."
+        return " ".join(map(file_sum, self.files))
 
 # %% ../../nbs/10_clips/06_sources.ipynb #20f49690
 def from_world(name="curated", count=64, split="train", seed=0, long=False):
@@ -57,9 +59,13 @@ def from_world(name="curated", count=64, split="train", seed=0, long=False):
                 raise Refused(f"{height}x{width}", "is not a size of the sprite world", "choose a square one")
             return item.clip(frames, height).frames
 
-        return read
+        def objects(frames, height, width):
+            mask = item.clip(frames, height).mask
+            return {item.spec.shape: mask, "sprite": mask}
 
-    return [Clip(item.id, item.prompt(long), reader(item)) for item in pools.pool(name, count, split, seed)]
+        return dict(read=read, objects=objects)
+
+    return [Clip(item.id, item.prompt(long), **reader(item)) for item in pools.pool(name, count, split, seed)]
 
 # %% ../../nbs/10_clips/06_sources.ipynb #793aaee7
 def fitted(frames, height, width):

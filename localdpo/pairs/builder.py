@@ -8,7 +8,7 @@ __all__ = ['PairConfig', 'draw_alpha', 'encoded', 'read', 'sift', 'embedded', 's
 # %% ../../nbs/30_pairs/05_builder.ipynb #ae65d2e8
 import hashlib
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..backbones.captions import read_caption
@@ -41,12 +41,16 @@ class PairConfig(RegionConfig):
         yield from _walk_faults(self)
 
     def check(self, backbone, clips):
+        super().check(backbone, clips)
         read_caption(backbone, self.negative_prompt)  # refuses one that the model cannot read
 
     def settings(self):
-        stored = {name: getattr(self, name) for name in _STORED} | dict(mask=self.masks(), masked=True)
+        from localdpo.masks import configured
+
+        stored = {name: getattr(self, name) for name in _STORED} | dict(mask=asdict(configured(self.mask)), masked=True)
         later = [one for one in fields(self) if one.name not in _STORED and getattr(self, one.name) != one.default]
-        return stored | {one.name: getattr(self, one.name) for one in later}
+        later = {one.name: getattr(self, one.name) for one in later}
+        return stored | later | (dict(masks="from files") if self.masks else {})  # wherever their folder may be
 
     def make(self, backbone, clips):
         return make_block(backbone, clips, self)

@@ -116,8 +116,8 @@ class MaskFolder:
         "The file of the mask of the clip `id`."
         stem = id.removesuffix(Path(id).suffix) if Path(id).suffix.lower() in VIDEOS else id
         if not (found := self.files.get(stem)):
-            raise Refused(id, f"has no mask in {self.folder}", f"add {stem}.png, or leave the clip out")
+            raise Refused(id, "has no mask", f"add {stem}.png to {self.folder}, or leave the clip out")
         if len(found) > 1:
             both = " and ".join(file.name for file in found)
-            raise Refused(id, f"has two masks in {self.folder}: {both}", "keep one of them")
+            raise Refused(id, f"has two masks: {both}", f"keep one of them in {self.folder}")
         return found[0]

@@ -93,9 +93,9 @@ def test_each_clip_has_the_mask_of_its_name(tmp_path):
         (tmp_path / name).touch()
     masks = MaskFolder(tmp_path)
     assert masks.file("walks/dog.v2.mp4") == masks.file("walks/dog.v2") == tmp_path / "walks/dog.v2.png"
-    with pytest.raises(Refused, match="cat.mp4: has two masks in .*: cat.npy and cat.png\n  -> keep one"):
+    with pytest.raises(Refused, match="cat.mp4: has two masks: cat.npy and cat.png\n  -> keep one"):
         masks.file("cat.mp4")
-    with pytest.raises(Refused, match="notes.mp4: has no mask in .*\n  -> add notes.png"):
+    with pytest.raises(Refused, match="notes.mp4: has no mask\n  -> add notes.png to "):
         masks.file("notes.mp4")
     with pytest.raises(Refused, match="cat.png: is not a folder"):
         MaskFolder(tmp_path / "cat.png")
