@@ -1,5 +1,7 @@
 "Two samples of one noised clip are compared window by window; what the loss is told is what the judge said, in both orders."
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import contents, random_model
@@ -7,7 +9,7 @@ from conftest import contents, random_model
 from localdpo import methods
 from localdpo.clips.sources import from_world
 from localdpo.ground.errors import Refused
-from localdpo.methods.dense_dpo import DenseConfig, better, windows
+from localdpo.methods.dense_dpo import DenseConfig, better, heard, windows
 from localdpo.methods.judge import Judge, judge
 from localdpo.pairs.builder import build
 from localdpo.training import TrainConfig, train
@@ -116,3 +118,25 @@ def test_what_the_judge_said_is_what_the_loss_is_told(whole, tmp_path):
 def test_settings_that_make_no_pairs_are_refused(wrong, why):
     with pytest.raises(Refused, match=why):
         DenseConfig(**wrong)
+
+
+def test_votes_and_flips_are_of_the_paper_and_others_are_refused():
+    for wrong in (dict(vote="loudest"), dict(flips=1.5), dict(flips=-0.1)):
+        with pytest.raises(Refused, match=next(iter(wrong))):
+            DenseConfig(**wrong)
+    said = [1, 1, -1, 0, 1]
+    assert heard(said, "a", CONFIG) == said
+    assert heard(said, "a", replace(CONFIG, flips=1.0)) == [-1, -1, 1, 0, -1]
+    assert heard(said, "a", replace(CONFIG, flips=0.4)) == heard(said, "a", replace(CONFIG, flips=0.4))
+    assert heard(said, "a", replace(CONFIG, vote="majority", flips=1.0)) == [-1] * 5
+
+
+def test_unguided_pairs_have_nothing_of_the_clip(backbone, clips):
+    config = replace(CONFIG, guidance_eta=(1.0, 1.0), size=backbone.native)
+    drawn = []
+    for real in (
+        torch.zeros(backbone.latent_shape(*backbone.native)),
+        torch.ones(backbone.latent_shape(*backbone.native)),
+    ):
+        drawn.append(config.draw(backbone, backbone.embed(["a star"]), ["a"], [real]))
+    assert torch.equal(*drawn)
