@@ -12,6 +12,7 @@ from localdpo.losses import ErrorMaps, alpha_weight, dense_dpo, dpo, huvi_dpo, l
 
 B, C, T, H, W = SHAPE = (4, 3, 5, 6, 7)
 BETA = 40.0  # the made-up errors differ by a tenth, so the sigmoid is neither flat nor straight here
+FLOOR = 0.45  # of the pull of `linear`: some logits here are beyond its ends, to both sides
 NAMES = ("policy_w", "policy_l", "ref_w", "ref_l")
 
 
@@ -52,6 +53,16 @@ OBJECTIVES = {
     "dense_dpo": lambda e, facts: dense_dpo(e, facts["labels"], BETA),
     "video_dpo": lambda e, facts: video_dpo(e, facts["weight"], BETA),
     "huvi_dpo": lambda e, facts: huvi_dpo(e, BETA),
+    "dense_dpo of Eq. 7": lambda e, facts: dense_dpo(e, facts["labels"], BETA, joint=1),
+    "dpo, anchored": lambda e, facts: dpo(e, BETA, winner_anchor=0.3),
+    "dense_dpo, anchored": lambda e, facts: dense_dpo(e, facts["labels"], BETA, winner_anchor=0.3),
+    "video_dpo, anchored": lambda e, facts: video_dpo(e, facts["weight"], BETA, winner_anchor=0.3),
+    "dpo, linear": lambda e, facts: dpo(e, BETA, linear=FLOOR),
+    "dpo, straight": lambda e, facts: dpo(e, BETA, linear=0.5),
+    "local_dpo, linear": lambda e, facts: local_dpo(e, facts["mask"], facts["alpha"], (BETA, 3 * BETA), linear=FLOOR),
+    "dense_dpo, linear": lambda e, facts: dense_dpo(e, facts["labels"], BETA, linear=FLOOR),
+    "video_dpo, linear": lambda e, facts: video_dpo(e, facts["weight"], BETA, linear=FLOOR),
+    "huvi_dpo, linear": lambda e, facts: huvi_dpo(e, BETA, linear=FLOOR),
 }
 
 
@@ -85,11 +96,20 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
+def line(logit, floor):
+    "Price and pull of Linear-DPO: a pull that falls by 0.4 until it is `floor`, and the area below it."
+    pull = min(max(0.5 - 0.4 * logit, floor), 1 - floor)
+    end = min(max(logit, -(0.5 - floor) / 0.4), (0.5 - floor) / 0.4)
+    trapezium = (0.5 + 0.5 - 0.4 * end) / 2 * end
+    return math.log(2) - trapezium - pull * (logit - end), pull
+
+
 class ByHand:
     "Adds up a loss and its gradient from single numbers."
 
     def __init__(self, e):
         self.e = {name: getattr(e, name).detach() for name in NAMES}
+        self.logits = []
         self.loss, self.grad_w, self.grad_l = 0.0, torch.zeros(SHAPE).double(), torch.zeros(SHAPE).double()
 
     def above(self, b, where, region):
@@ -102,11 +122,13 @@ class ByHand:
         for c in range(C):
             grad[b, c][region] += value / (C * int(region.sum()))
 
-    def preference(self, b, region, beta, share, sign=1):
+    def preference(self, b, region, beta, share, sign=1, floor=None):
         above_w, above_l = self.above(b, "w", region), self.above(b, "l", region)
         logit = -0.5 * beta * sign * (above_w - above_l)
-        self.loss += share * math.log1p(math.exp(-logit))
-        slope = share * 0.5 * beta * sign * sigmoid(-logit)
+        self.logits.append(logit)
+        price, pull = (math.log1p(math.exp(-logit)), sigmoid(-logit)) if floor is None else line(logit, floor)
+        self.loss += share * price
+        slope = share * 0.5 * beta * sign * pull
         self.spread(self.grad_w, b, region, slope)
         self.spread(self.grad_l, b, region, -slope)
 
@@ -116,42 +138,60 @@ class ByHand:
         )
         self.spread(self.grad_w, b, region, share)
 
-    def anchor(self, b, region, share):
-        if (above := self.above(b, "w", region)) > 0:
+    def anchor(self, b, region, share, side="w"):
+        if (above := self.above(b, side, region)) > 0:
             self.loss += share * above
-            self.spread(self.grad_w, b, region, share)
+            self.spread(self.grad_w if side == "w" else self.grad_l, b, region, share)
+
+    def together(self, b, labels, beta, share):
+        "Eq. 7 of DenseDPO: signed frames inside one sigmoid."
+        frames = [torch.arange(T).view(-1, 1, 1).expand(T, H, W) == frame for frame in range(T)]
+        signed = [l * (self.above(b, "w", f) - self.above(b, "l", f)) / T for l, f in zip(labels, frames, strict=True)]
+        logit = -0.5 * beta * sum(signed)
+        self.loss += share * math.log1p(math.exp(-logit))
+        slope = share * 0.5 * beta * sigmoid(-logit) / T
+        for l, f in zip(labels, frames, strict=True):
+            self.spread(self.grad_w, b, f, l * slope)
+            self.spread(self.grad_l, b, f, -l * slope)
 
 
 def by_hand(name, e, mask):
     found, everywhere = ByHand(e), torch.ones(T, H, W, dtype=torch.bool)
     later = everywhere.clone()
     later[0] = False
+    floor = {"linear": FLOOR, "straight": 0.5}.get(name.rpartition(", ")[2])
+    anchor = 0.3 * 0.5 * BETA if name.endswith("anchored") else 0
     for b in range(B):
         eta = 1 + (ALPHA[b].item() - 0.75) / (0.95 - 0.75)
         if name == "sft":
             found.winner(b, everywhere, 1 / B)
-        elif name == "dpo":
-            found.preference(b, everywhere, BETA, 1 / B)
+        elif name.startswith("dpo"):
+            found.preference(b, everywhere, BETA, 1 / B, floor=floor)
+            found.anchor(b, everywhere, anchor / B)
         elif name == "ra_dpo":
             found.preference(b, mask[b], BETA * eta, 1 / B)
         elif name.startswith("local_dpo"):
-            ra, plain, tune = (1, 1, 0.1) if name == "local_dpo" else (0.7, 0.5, 0.2)
-            found.preference(b, mask[b], BETA * eta, ra / B)
-            found.preference(b, everywhere, 3 * BETA, plain / B)
+            ra, plain, tune = (0.7, 0.5, 0.2) if name.endswith("all terms") else (1, 1, 0.1)
+            found.preference(b, mask[b], BETA * eta, ra / B, floor=floor)
+            found.preference(b, everywhere, 3 * BETA, plain / B, floor=floor)
             found.winner(b, everywhere, tune / B)
-            if name != "local_dpo":
+            if name.endswith("all terms"):
                 found.winner(b, mask[b], 0.1 * eta / B)
                 found.anchor(b, everywhere, 0.3 * 0.5 * 3 * BETA / B)
-        elif name == "dense_dpo":
+        elif name == "dense_dpo of Eq. 7":
+            found.together(b, LABELS[b].tolist(), BETA, 1 / B)
+        elif name.startswith("dense_dpo"):
             for frame in LABELS[b].nonzero().flatten().tolist():
                 region = torch.zeros_like(everywhere)
                 region[frame] = True
-                share = 1 / (B * int((LABELS[b] != 0).sum()))
-                found.preference(b, region, BETA, share, LABELS[b, frame].item())
-        elif name == "video_dpo":
-            found.preference(b, everywhere, BETA, WEIGHT[b].item() / B)
-        elif name == "huvi_dpo":
-            found.preference(b, later, BETA, 1 / B)
+                share, label = 1 / (B * int((LABELS[b] != 0).sum())), LABELS[b, frame].item()
+                found.preference(b, region, BETA, share, label, floor)
+                found.anchor(b, region, anchor * share, "w" if label > 0 else "l")
+        elif name.startswith("video_dpo"):
+            found.preference(b, everywhere, BETA, WEIGHT[b].item() / B, floor=floor)
+            found.anchor(b, everywhere, anchor * WEIGHT[b].item() / B)
+        elif name.startswith("huvi_dpo"):
+            found.preference(b, later, BETA, 1 / B, floor=floor)
     return found
 
 
@@ -166,9 +206,11 @@ def test_loss_and_gradient_are_those_worked_out_by_hand(name, maps, facts):
     assert ((zero if maps.policy_l.grad is None else maps.policy_l.grad) - hand.grad_l).abs().max() < 1e-8
 
 
-def test_the_anchor_is_awake_in_the_test_above(maps):
+def test_the_anchor_is_awake_in_the_test_above_and_some_logits_are_beyond_the_bend(maps, mask):
     above = (maps.policy_w - maps.ref_w).mean((1, 2, 3, 4))
     assert (above > 0).any() and (above < 0).any()
+    bend, logits = (0.5 - FLOOR) / 0.4, by_hand("dense_dpo", maps, mask).logits
+    assert min(logits) < -bend and max(logits) > bend and min(map(abs, logits)) < bend
 
 
 # -- the first step ----------------------------------------------------------------------------------------------------
@@ -256,7 +298,7 @@ def test_a_batch_is_the_mean_of_its_pairs(objective, maps, facts):
 
 
 def test_metrics_are_means_over_pairs_too(maps, facts):
-    for name in ("sft", "dpo", "ra_dpo", "local_dpo with all terms", "video_dpo", "huvi_dpo"):
+    for name in OBJECTIVES.keys() - {"dense_dpo", "dense_dpo, anchored", "dense_dpo, linear"}:  # a mean over frames
         _, whole = OBJECTIVES[name](maps, facts)
         cut = [OBJECTIVES[name](rows(maps, [b]), {k: v[[b]] for k, v in facts.items()})[1] for b in range(B)]
         for metric, value in whole.items():
@@ -342,6 +384,15 @@ def test_dense_dpo_of_frames_that_are_alike_is_dpo(maps):
     assert abs(dense_dpo(e, torch.ones(B, T), BETA)[0] - dpo(e, BETA)[0]) < 1e-12
     single = ErrorMaps(*(getattr(maps, name)[:, :, :1] for name in NAMES))
     assert abs(dense_dpo(single, torch.ones(B, 1), BETA)[0] - dpo(single, BETA)[0]) < 1e-12
+
+
+def test_dense_dpo_of_one_segment_is_dpo_and_ties_of_eq_7_leave_the_rest_as_it_is(maps):
+    "A clip that is better throughout is one segment; Eq. 7 has one sigmoid, so there it is DPO without a look at frames."
+    assert abs(dense_dpo(maps, torch.ones(B, T), BETA, joint=1)[0] - dpo(maps, BETA)[0]) < 1e-12
+    assert abs(dense_dpo(maps, -torch.ones(B, T), BETA, joint=1)[0] - dpo(swap(maps), BETA)[0]) < 1e-12
+    half = torch.tensor([[1, 1, 0, 0, 0]] * B)
+    front = maps.each(lambda part: part[:, :, :2])
+    assert abs(dense_dpo(maps, half, BETA, joint=1)[0] - dpo(front, BETA * 2 / T)[0]) < 1e-12
 
 
 def test_a_tie_has_no_gradient(maps):

@@ -19,6 +19,7 @@ from . import fields
 from ..ground import paths
 from ..ground.errors import Refused
 from ..training.config import UNFINISHED, TrainConfig
+from ..training.recipe import SAFE
 
 # %% ../../nbs/95_cli/05_train.ipynb #165d4ab8
 def add_arguments(parser):
@@ -50,7 +51,7 @@ def add_arguments(parser):
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="another setting of the method, with its value as in JSON; may be repeated",
+        help=f"another setting of the method, with its value as in JSON; may be repeated; {_settings()}",
     )
     parser.add_argument(
         "--probe-beta", action="store_true", help="train nothing; try a few steps and suggest a beta for these pairs"
@@ -60,6 +61,16 @@ def add_arguments(parser):
     )
     parser.add_argument("--device", metavar="NAME", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     fields.add_fields(parser, TrainConfig, "settings of the run")
+
+# %% ../../nbs/95_cli/05_train.ipynb #0c75c987
+def _settings():
+    "The settings that methods have besides beta, in a line."
+    have = {
+        name: [s for s in methods.get(name).recipe.settings if s not in SAFE and s != "beta"]
+        for name in methods.names()
+    }
+    own = [f"{', '.join(settings)} of {name}" for name, settings in have.items() if settings]
+    return "; ".join([f"{', '.join(SAFE)} (0 is off) of all but sft", *own])
 
 # %% ../../nbs/95_cli/05_train.ipynb #d6c78d41
 def recipe_settings(args):

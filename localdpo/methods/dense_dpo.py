@@ -15,7 +15,7 @@ from .judge import JudgedConfig, judge
 from .method import Method
 from .ranked_samples import decoded, make_block
 from ..pairs.config import range_faults
-from ..training.recipe import Recipe
+from ..training.recipe import SAFE, Recipe
 
 # %% ../../nbs/65_methods/04_dense_dpo.ipynb #84f4b803
 def windows(count, temporal, length):
@@ -126,7 +126,7 @@ METHOD = Method(
     claim="a judgement for each second teaches more than one for the clip",
     pairs="two samples that begin from one noised clip, with a label for each latent frame",
     made_by="localdpo pairs build --method dense_dpo",
-    recipe=Recipe("localdpo.losses.dense_dpo", dict(beta=500.0), needs=("labels",)),
+    recipe=Recipe("localdpo.losses.dense_dpo", dict(beta=500.0, joint=0) | SAFE, needs=("labels",)),
     config=DenseConfig,
     own_pairs=True,
 )

@@ -7,7 +7,7 @@ __all__ = ['METHOD']
 
 # %% ../../nbs/65_methods/02_dpo.ipynb #80a102e7
 from .method import Method
-from ..training.recipe import Recipe
+from ..training.recipe import SAFE, Recipe
 
 METHOD = Method(
     name="dpo",
@@ -15,6 +15,6 @@ METHOD = Method(
     claim="the better of two clips, as a whole, shows the way",
     pairs="the best and the worst of three samples of a prompt, ranked by a critic",
     made_by="localdpo pairs build --method dpo",
-    recipe=Recipe("localdpo.losses.dpo", dict(beta=5000.0), tiny=dict(beta=1000.0), betas=("dpo",)),
+    recipe=Recipe("localdpo.losses.dpo", dict(beta=5000.0) | SAFE, tiny=dict(beta=1000.0), betas=("dpo",)),
     config="localdpo.methods.ranked_samples.RankedConfig",
 )

@@ -7,7 +7,7 @@ __all__ = ['METHOD']
 
 # %% ../../nbs/65_methods/06_huvi_dpo.ipynb #0c5e6561
 from .method import Method
-from ..training.recipe import Recipe
+from ..training.recipe import SAFE, Recipe
 
 METHOD = Method(
     name="huvi_dpo",
@@ -15,5 +15,5 @@ METHOD = Method(
     claim="ratings by people teach what happens after the first frame",
     pairs="every two samples of an action that people rated differently",
     made_by="",
-    recipe=Recipe("localdpo.losses.huvi_dpo", dict(beta=50.0)),
+    recipe=Recipe("localdpo.losses.huvi_dpo", dict(beta=50.0) | SAFE),
 )

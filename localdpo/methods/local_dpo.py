@@ -7,7 +7,7 @@ __all__ = ['METHOD']
 
 # %% ../../nbs/65_methods/03_local_dpo.ipynb #2e058205
 from .method import Method
-from ..training.recipe import Recipe
+from ..training.recipe import SAFE, Recipe
 
 METHOD = Method(
     name="local_dpo",
@@ -17,7 +17,7 @@ METHOD = Method(
     made_by="localdpo pairs build",
     recipe=Recipe(
         "localdpo.losses.local_dpo",
-        dict(beta=5000.0, weights=(1.0, 1.0, 0.1), alpha_range=(0.75, 0.95), masked_sft=0.0, winner_anchor=0.0),
+        dict(beta=5000.0, weights=(1.0, 1.0, 0.1), alpha_range=(0.75, 0.95), masked_sft=0.0) | SAFE,
         tiny=dict(beta=(300.0, 1000.0)),  # inside the mask, and for the whole clip
         needs=("mask", "noise_alpha"),
         betas=("ra_dpo", "dpo"),

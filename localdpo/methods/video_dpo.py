@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..ground.words import setting
 from .method import Method
 from .ranked_samples import RankedConfig
-from ..training.recipe import Recipe
+from ..training.recipe import SAFE, Recipe
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ METHOD = Method(
     pairs="the best and the worst of four samples by a sum of scores, with a weight for each pair",
     made_by="localdpo pairs build --method video_dpo",
     recipe=Recipe(
-        "localdpo.losses.video_dpo", dict(beta=5000.0), tiny=dict(beta=1000.0), needs=("weight",), betas=("dpo",)
+        "localdpo.losses.video_dpo", dict(beta=5000.0) | SAFE, tiny=dict(beta=1000.0), needs=("weight",), betas=("dpo",)
     ),
     config=VideoConfig,
     own_pairs=True,

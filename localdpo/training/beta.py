@@ -12,7 +12,6 @@ import torch
 
 from .. import losses
 from ..ground.progress import progress
-from ..losses import ErrorMaps
 from ..media import figures
 from .checks import check_kinds, check_pairs
 from .config import TrainConfig
@@ -25,7 +24,7 @@ def gaps(maps, batch, alpha_range=losses.ALPHA_RANGE):
     "The size of each pair's logit at beta 1, for each term that the pairs allow."
     found = {"dpo": [], "ra_dpo": []}
     for i in range(maps.shape[0]):
-        one = ErrorMaps(*(part[i : i + 1].detach() for part in vars(maps).values()))
+        one = maps.each(lambda part, i=i: part[i : i + 1].detach())
         found["dpo"].append(losses.dpo(one, 1.0)[1]["logit_max"])
         if batch.mask is not None and batch.noise_alpha is not None:
             alone = batch.mask[i : i + 1], batch.noise_alpha[i : i + 1]

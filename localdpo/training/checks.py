@@ -26,10 +26,11 @@ def slopes(recipe, mask):
     one = torch.ones(1, 1, *mask.shape)
     policy = [one.clone().requires_grad_() for _ in "wl"]
     maps = dict(zip(MAPS, (*policy, one, one), strict=True))
+    known = {name: maps[name] for name in recipe.reads} | dict(residual_w=one, residual_l=one)
     labels = torch.tensor([[1, 1, 0, -1, -1]]).repeat(1, len(mask))[:, : len(mask)]
     low = torch.tensor(recipe.values.get("alpha_range", losses.ALPHA_RANGE)[:1])
     facts = SimpleNamespace(ids=["example"], mask=mask[None], noise_alpha=low, labels=labels, weight=torch.ones(1))
-    loss, _ = recipe(losses.ErrorMaps(**{name: maps[name] for name in recipe.reads}), facts)
+    loss, _ = recipe(losses.ErrorMaps(**known), facts)
     found = torch.autograd.grad(loss, policy, allow_unused=True)
     return [torch.zeros(mask.shape) if slope is None else slope[0, 0].abs() for slope in found]
 
@@ -38,7 +39,7 @@ def try_out(function, batch):
     "Refuse a `function` that makes no loss of the error maps of a `batch`."
     policy = [torch.ones(batch.winner.shape, requires_grad=True) for _ in "wl"]
     try:
-        loss, metrics = function(losses.ErrorMaps(*policy, *map(torch.Tensor.detach, policy)), batch)
+        loss, metrics = function(losses.ErrorMaps(*policy, *map(torch.Tensor.detach, policy * 2)), batch)
         torch.autograd.grad(loss, policy, allow_unused=True)
         torch.tensor([loss.item(), *metrics.values()])
     except Refused:

@@ -26,8 +26,12 @@ def _errors(backbone, seen, network, reads):
     if not names:
         return {}
     noisy, target, t, text = (torch.cat(parts) for parts in zip(*(seen[name[-1]] for name in names), strict=True))
-    errors = (target - backbone.predict(noisy, t, text)).square()
-    return dict(zip(names, errors.chunk(len(names)), strict=True))
+    residuals = target - backbone.predict(noisy, t, text)
+    maps = dict(zip(names, residuals.square().chunk(len(names)), strict=True))
+    if network == "policy":
+        parts = residuals.detach().chunk(len(names))
+        maps |= {f"residual_{name[-1]}": part for name, part in zip(names, parts, strict=True)}
+    return maps
 
 # %% ../../nbs/40_training/02_error_maps.ipynb #72485f20
 def error_maps(backbone, batch, seed, visits=0, share_noise=True, clean_first=False, reads=MAPS):

@@ -16,7 +16,7 @@ from types import CodeType
 from ..backbones.identity import fingerprint
 from ..ground.errors import Refused
 from ..ground.seals import changes
-from .recipe import Recipe, function
+from .recipe import GUARD, Recipe, function
 
 # %% ../../nbs/40_training/16_identity.ipynb #677c6104
 def _names(code):
@@ -60,11 +60,12 @@ def identity(backbone, pairs, recipe, config):
     "All that the numbers of a run depend on."
     name = getattr(recipe, "name", getattr(recipe, "__qualname__", type(recipe).__name__))
     settings = {key: list(v) if isinstance(v, tuple) else v for key, v in getattr(recipe, "values", {}).items()}
+    guard = code_of(function(GUARD)) if settings.get("safe") else ""
     return {
         "weights": fingerprint(backbone.transformer),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "recipe": {"name": name} | settings,
-        "objective": code_of(function(recipe.objective) if isinstance(recipe, Recipe) else recipe),
+        "objective": code_of(function(recipe.objective)) + guard if isinstance(recipe, Recipe) else code_of(recipe),
         "pairs": {"count": len(pairs), "content": _content(pairs)},
         "settings": config.fixed(),
     }

@@ -56,9 +56,9 @@ def test_a_record_agrees_with_its_objective(name):
     recipe = methods.get(name).recipe
     prove(recipe)
     known = inspect.signature(function(recipe.objective)).parameters
-    assert [*known][0] == "e" and {*known} == {"e", *recipe.needs, *recipe.settings}
+    assert [*known][0] == "e" and {*known} == {"e", *recipe.needs, *recipe.settings} - {"safe"}
     assert recipe.tiny.keys() <= recipe.settings.keys()
-    assert MAPS == tuple(field.name for field in fields(losses.ErrorMaps))
+    assert MAPS == tuple(field.name for field in fields(losses.ErrorMaps))[:4]
 
 
 @pytest.mark.parametrize("name", methods.names())
