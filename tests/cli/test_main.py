@@ -71,7 +71,10 @@ def test_an_unknown_word_is_refused_with_the_list(said):
         ("pairs build --clisp d", "pairs build, --clisp: is an unknown option\n  -> did you mean --clips?"),
         ("--verison", "the command line, --verison: is an unknown option\n  -> did you mean --version?"),
         ("pairs verify st more", "more: is more than `localdpo pairs verify` takes"),
-        ("pairs biuld st", "pairs: 'biuld' is an unknown word; there are 'build', 'import', 'verify', 'show'"),
+        (
+            "pairs biuld st",
+            "pairs: 'biuld' is an unknown word; there are 'build', 'import', 'export', 'verify', 'show'",
+        ),
         ("train", "train: needs MODEL, PAIRS\n  -> `localdpo train --help`"),
         ("", "the command line: needs WORD"),
         ("train m p --beta high", "train: --beta 'high' is not a number"),
