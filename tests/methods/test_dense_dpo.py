@@ -140,3 +140,16 @@ def test_unguided_pairs_have_nothing_of_the_clip(backbone, clips):
     ):
         drawn.append(config.draw(backbone, backbone.embed(["a star"]), ["a"], [real]))
     assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("name", ["tiny-wan-1.3b", "tiny-cogvideox-2b"])
+def test_the_walk_of_a_network_that_is_right_ends_at_the_clip(name):
+    "Algorithms 1 and 2 of the paper add where they must subtract; a walk that did would move away."
+    model = random_model(name)
+    clip, noise = (torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    sampler = model.single_steps(10)
+    walked = sampler.renoise(clip, noise, 3)
+    for i in range(3, 10):
+        target = model.target(clip, noise, sampler.timesteps[i].expand(1))
+        walked = sampler.step(target, i, walked)
+    assert (walked - clip).abs().max() < 1e-4 < (sampler.renoise(clip, noise, 3) - clip).abs().max()
