@@ -98,6 +98,26 @@ def test_more_shapes_do_not_mean_more_area_when_compensated():
     assert area(5, False) / area(1, False) > 1.8
 
 
+def test_presets_cover_less_and_less_of_the_clip():
+    # measured from a thousand masks in the page: 47, 20 and 7%
+    middles = [
+        np.median([random_mask(*SMALL, seed=0, id=i, preset=name).mean() for i in range(60)]) for name in masks.PRESETS
+    ]
+    assert dict(zip(masks.PRESETS, middles, strict=True)) == pytest.approx(
+        dict(ours=0.2, paper=0.46, release=0.08), rel=0.2
+    )
+    assert np.array_equal(random_mask(*SMALL, seed=0), random_mask(*SMALL, seed=0, preset="ours"))
+    assert masks.configured(dict(preset="release", static=0.2)) == MaskConfig(**masks.PRESETS["release"], static=0.2)
+
+
+@pytest.mark.parametrize("wrong", ["papers", None, ["paper"]])
+def test_an_unknown_preset_is_refused_by_name(wrong):
+    with pytest.raises(
+        Refused, match="mask preset .*papers|None|paper.*: is not known\n.*there are ours, paper, release"
+    ):
+        random_mask(*SMALL, seed=0, preset=wrong)
+
+
 # -- contours -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,11 @@ from .object_masks import DETECTOR, SEGMENTER, grown, loaded, matched
 
 # %% ../../nbs/30_pairs/18_regions.ipynb #2467d0bd
 def _mask(text):
-    "A setting of masks that is written as NAME=VALUE."
+    "A setting of masks that is written as NAME=VALUE, or the word for several at once."
+    from localdpo.masks import PRESETS
+
+    if text in PRESETS:
+        return "preset", text
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         then = 'write NAME=VALUE, such as static=0.2 or "size=[0.2, 0.5]"'
@@ -40,7 +44,7 @@ _MASK = dict(nargs="+", read=_mask, type=dict, metavar="NAME=VALUE")
 class RegionConfig(BlockConfig):
     "How pairs are made that differ inside a region of each clip."
 
-    mask: dict = setting(dict, "settings of masks, see localdpo.masks.MaskConfig", **_MASK)
+    mask: dict = setting(dict, "paper, release, ours, or settings of localdpo.masks.MaskConfig", **_MASK)
     masks: str | None = setting(None, "a folder with the mask of each clip: png, npy or video", type=str, metavar="DIR")
     objects: tuple = setting(
         (), "words for what masks follow, such as face hand", nargs="+", words=True, metavar="WORD"

@@ -180,12 +180,13 @@ def test_a_mask_is_brought_to_the_area_of_the_random_one(backbone, clips, masked
 @pytest.mark.slow(2)
 def test_the_command_has_these_settings_and_takes_them_from_a_finished_store(plain, tmp_path, capsys):
     words = ["pairs", "build", "--model", "tiny-cogvideox-2b", "--world", "curated:1", "--device", "cpu"]
-    flags = "--steps 2 --alpha-mode sigma --mask-cover 0 --dynamic-cfg --objects sprite --match-area"
+    flags = "--steps 2 --alpha-mode sigma --mask-cover 0 --dynamic-cfg --objects sprite --match-area --mask release static=1"
     assert not cli.main([*words, str(tmp_path / "one"), *flags.split()])
     again = [*words, str(tmp_path / "two"), "--config", str(tmp_path / "one" / "store.json")]
     assert not cli.main(again), capsys.readouterr().err
     one, two = (PairStore(tmp_path / name) for name in ("one", "two"))
     assert one.settings == two.settings and one.settings["mask_cover"] == 0 and one.settings["objects"] == ["sprite"]
+    assert one.settings["mask"]["static"] == 1 and one.settings["mask"]["size"] == [0.19, 0.57]
 
 
 @pytest.mark.parametrize(
