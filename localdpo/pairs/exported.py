@@ -11,9 +11,10 @@ import tarfile
 from pathlib import Path
 
 from ..clips.captions import caption_rows
+from ..clips.sources import printable
 from ..ground.errors import Refused
 from . import layouts
-from .exports import PARTS, TABLE, begun, shard
+from .exports import PARTS, SEALED, TABLE, begun, seal_of, shard
 from .layouts import Source
 from .parts import Found, Part, part_in
 
@@ -36,7 +37,7 @@ def from_export(out):
     def parts(row):
         return {part: part_in(out, str(row[part]), part) for part in PARTS if row.get(part) is not None}
 
-    pairs = [_of_row(place, row, parts) for place, row in caption_rows(out / TABLE)]
+    pairs = [_of_row(place, row, parts, SEALED) for place, row in caption_rows(out / TABLE)]
     return _source(pairs, "a folder that export wrote", said["store"])
 
 
@@ -44,25 +45,30 @@ def _source(pairs, kind, store):
     return Source(layouts.checked(pairs), kind, any(pair.mask for pair in pairs), store)
 
 # %% ../../nbs/30_pairs/20_exported.ipynb #87c46099
-def _of_row(place, row, parts):
-    "The pair of a row; `parts` finds its files."
+def _of_row(place, row, parts, sealed=None):
+    "The pair of a row of which what is `sealed` is as it was written, by default all; `parts` finds its files."
     if isinstance(row, str):
         return Found(place, fault=row, then="mend that line, or take it out")
-    id = str(row.get("id") or place)
+    id = printable(row.get("id") or place)
     try:
         files = parts(row)
         if missing := [name for name in ("winner", "loser") if name not in files]:
             raise Refused(f"its {missing[0]}", "is not named", "name its file, or take the row out")
-        if "mask" in row.get("sums", {}) and "mask" not in files:
-            raise Refused("its mask", "is not named", "name its file, or take the row out")
         alpha = None if row.get("noise_alpha") is None else layouts.level(row["noise_alpha"])
-        seed, facts = row.get("seed", 0), row.get("facts") or {}
-        if not (isinstance(seed, int) and isinstance(facts, dict) and isinstance(row.get("prompt"), str)):
-            raise Refused("its row", "has a prompt, seed or facts of another kind", "copy it again from the export")
+        ours = "seal" in row or "latents" in row
+        if ours and row.get("seal") != seal_of(row, sealed):
+            raise Refused("its row", "is damaged: it is not what was written", "copy it again")
+        if ours and (lost := [part for part in row["files"] if part not in files]):
+            raise Refused(f"its {lost[0]}", "is not named", "name its file, or take the row out")
     except Refused as refusal:
         return Found(f"{id} ({place})", fault=f"{refusal.what} {refusal.why}", then=refusal.then)
-    sums = {key: row.get(key) for key in ("sums", "files", "text")}
-    return Found(id, row["prompt"], **files, noise_alpha=alpha, seed=seed, facts=facts, sums=sums)
+    told = (
+        dict(seed=row["seed"], facts=row["facts"], sums={key: row[key] for key in ("sums", "files", "text")})
+        if ours
+        else {}
+    )
+    text = row.get("prompt")
+    return Found(id, text if isinstance(text, str) else "", **files, noise_alpha=alpha, **told)
 
 # %% ../../nbs/30_pairs/20_exported.ipynb #53f891cd
 def from_shards(shards, store=None, count=None):
@@ -88,9 +94,12 @@ def _members(path):
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.isfile():
-                    name = f"{path.name}/{member.name}"
+                    name = printable(f"{path.name}/{member.name}")
                     found[member.name] = Part(name, path, member.offset_data, member.size)
-        return found, None
+            ended = tar.offset
+        with open(path, "rb") as file:  # tarfile takes a header that it cannot read for the end
+            file.seek(ended)
+            return found, None if file.read(512) == bytes(512) else f"no header and no end at byte {ended}"
     except (tarfile.TarError, OSError, ValueError) as error:
         return found, str(error) or type(error).__name__
 
@@ -111,7 +120,9 @@ def _of_key(path, key, members):
         names = {part: str(row[part]) for part in PARTS if row.get(part) is not None}
         if missing := [(part, name) for part, name in names.items() if name not in members]:
             part, name = missing[0]
-            raise Refused(f"its {part} {name}", f"is not in {path.name}", "copy the shard again, or export it anew")
+            raise Refused(
+                f"its {part} {printable(name)}", f"is not in {path.name}", "copy the shard again, or export it anew"
+            )
         return {part: members[name] for part, name in names.items()}
 
     return _of_row(place, row, parts)

@@ -3,13 +3,14 @@
 import dataclasses
 import io
 import json
+import random
 import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import edit
+from conftest import edit, killed
 
 from localdpo import backbones
 from localdpo.backbones.identity import identity
@@ -236,6 +237,45 @@ def test_an_export_that_is_not_finished_is_not_imported(exported, tmp_path):
     (out / "pairs.jsonl").unlink()
     with pytest.raises(Refused, match="is not finished: it has no pairs.jsonl\n  -> give its `localdpo pairs export`"):
         find(out)
+
+
+@pytest.mark.slow(3)
+@pytest.mark.parametrize("form", FORMS)
+def test_none_of_thirty_damages_of_an_export_changes_a_pair_in_silence(backbone, stores, exported, tmp_path, form):
+    was, count = {pair.id: pair for pair in stores["local"]}, 0
+    for seed in range(30):
+        draw, out = random.Random(f"{form} {seed}"), Path(shutil.copytree(exported / form, tmp_path / f"out {seed}"))
+        file = draw.choice([one for one in sorted(out.rglob("*.*")) if one.is_file() and one.name != "pairs.jsonl"])
+        data, at = bytearray(file.read_bytes()), draw.randrange(file.stat().st_size)
+        data[at] ^= 1 << draw.randrange(8)
+        file.write_bytes(data[: at if seed % 3 == 0 else None])
+        try:
+            store = import_pairs(backbone, find(out), tmp_path / f"back {seed}")
+        except Refused:
+            count += 1
+            continue
+        assert all(equal(pair, was[pair.id]) for pair in store), file
+        count += len(store) < len(was)
+        assert len(store) == len(was) or store.bad
+    assert count >= 25  # the others hit the filling between the members of a tar
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", ["half written", "before the name", "after the name"])
+def test_an_export_that_is_killed_within_a_save_goes_on_to_the_same_bytes(
+    backbone, stores, tmp_path, monkeypatch, form, place
+):
+    config = dataclasses.replace(FORMS[form], shard=1)
+
+    def work(out="killed"):
+        export_pairs(backbone, stores["local"], tmp_path / out, config)
+
+    parts = dict.fromkeys(exports.PARTS, b"some bytes")
+    monkeypatch.setattr(exports, "files_of", lambda model, pair, *how: parts)
+    work("whole")
+    kills = sum(killed(work, (place, after)) for after in (1, 2, 3))
+    work()
+    assert kills >= 2 and tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

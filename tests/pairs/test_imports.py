@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -181,6 +182,18 @@ def test_video_dpos_pair_json_is_read_and_other_labels_are_not_guessed(backbone,
     ]
 
 
+def test_a_cell_may_hold_its_video_and_tables_of_arrow_need_pyarrow(backbone, made, tmp_path, monkeypatch):
+    held = {what: dict(path=f"{what}.mp4", bytes=(made / what / "a.mp4").read_bytes()) for what in ("won", "lost")}
+    rows = [("row 0", dict(chosen=held["won"], rejected=held["lost"], prompt=PROMPT))]
+    store = import_pairs(backbone, from_table(tmp_path / "table", rows=rows), tmp_path / "store")
+    assert store.ids == ["won.mp4 > lost.mp4"] and store.bad == store.verify() == []
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(Refused, match="saved: needs pyarrow to be read\n  -> pip install pyarrow"):
+        find(tmp_path / "saved")
+
+
 def test_outside_its_mask_a_loser_stays_as_it_is_unless_the_winner_is_asked_for(backbone, made, tmp_path):
     source = table(made, row("a"), row("b"))
     given, pasted = (
@@ -226,7 +239,7 @@ def test_the_command_imports_and_says_what_it_could_not_use(backbone, made, tmp_
     assert "store: 1 pair, 2 pairs that cannot be used (see bad_clips.csv)\n" in said
     assert "without     1 pair (b (pairs.jsonl line 2)): its loser lost/gone.mp4 does not exist in" in said
     assert not cli.main(["pairs", "verify", str(tmp_path / "store")])
-    assert not cli.main(["pairs", "show", str(tmp_path / "store")]) and "mask area" in capsys.readouterr().out
+    assert not cli.main(["pairs", "show", str(tmp_path / "store")]) and "gap outside 0." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
