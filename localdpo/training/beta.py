@@ -18,6 +18,7 @@ from .config import TrainConfig
 from .loop import adamw, advance, gradient, policy
 from .order import draws
 from .recipe import Recipe
+from .runs import started
 
 # %% ../../nbs/40_training/06_beta.ipynb #fc8ad96b
 def gaps(maps, batch, alpha_range=losses.ALPHA_RANGE):
@@ -61,7 +62,7 @@ def probe_beta(backbone, pairs, recipe, config=None, steps=12):
     "Train a few steps that are not kept, and suggest a beta for each term from the logits of the later half."
     config = config or TrainConfig()
     check_kinds(backbone, pairs, recipe, config)
-    config = config.filled(backbone)
+    config = started(config.filled(backbone), backbone)
     recipe = recipe.filled(backbone, pairs) if isinstance(recipe, Recipe) else recipe
     check_pairs(pairs, recipe, config)
     sizes, ranges = {}, {k: v for k, v in getattr(recipe, "values", {}).items() if k == "alpha_range"}

@@ -79,6 +79,13 @@ class TrainConfig(_Settings):
     alpha: float | None = _setting(
         None, "alpha of the adapter, whose strength is alpha / rank", 1e-3, 10**6, type=float, shown="twice the rank"
     )
+    start_from: str | None = _setting(
+        None,
+        "run, folder or file of an adapter that policy and reference begin with",
+        type=str,
+        metavar="ADAPTER",
+        free=True,
+    )
     precision: str = _setting("auto", "numbers that the network computes in", choices=("auto", "bf16", "fp32"))
     recompute: bool = _setting(False, "compute activations twice instead of keeping them: less memory, more time")
     compile: bool = _setting(False, "compile the blocks of the network (CUDA)", free=True)

@@ -82,7 +82,8 @@ def _content(pairs):
 # %% ../../nbs/40_training/16_identity.ipynb #4dadb94f
 def check_same(folder, begun, now):
     "Refuse to go on in `folder` with a run whose identity `now` is another than when it was `begun`."
-    wrong = changes({name: begun.get(name) for name in now}, now)
+    names = dict.fromkeys([*now, "started"])  # which few runs have
+    wrong = changes({name: begun.get(name) for name in names}, names | now)
     if [one for one in wrong if not one.startswith("objective ")]:
         raise Refused(folder, f"holds another run: {'; '.join(wrong)}", "use the old settings, or another folder")
     if wrong:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..backbones import adapters
+from ..backbones import adapters, stacking
 from ..ground import leases, paths
 from ..ground.errors import Failed, Refused
 from ..ground.progress import progress
@@ -30,6 +30,7 @@ from .opening import go_on
 from .order import batches
 from .recipe import MAPS, Recipe
 from .reserve import Reserve, hold
+from .runs import start_of, started
 
 # %% ../../nbs/40_training/03_loop.ipynb #74d6f7d1
 def gradient(backbone, recipe, config, passes):
@@ -76,9 +77,12 @@ def proven(backbone, passes):
 @contextlib.contextmanager
 def policy(backbone, config):
     "Put an adapter on `backbone` for the block; yields its parameters by name."
-    others = adapters.names(backbone)
+    others, transformer = adapters.names(backbone), backbone.transformer
+    if config.start_from:
+        stacking.put_beneath(backbone, config.start_from)
     adapters.add(backbone, config.rank, config.alpha, seed=config.seed)
-    transformer = backbone.transformer
+    if config.start_from:
+        stacking.waken(backbone)
     if config.recompute:
         transformer.enable_gradient_checkpointing()
     try:
@@ -86,7 +90,8 @@ def policy(backbone, config):
     finally:
         if config.recompute:
             transformer.disable_gradient_checkpointing()
-        transformer.delete_adapters("policy") if others else transformer.unload_lora()
+        new = [name for name in adapters.names(backbone) if name not in others]
+        transformer.delete_adapters(new) if others else transformer.unload_lora()
 
 
 def adamw(named, config):
@@ -147,7 +152,7 @@ def keep(run):
     "Make a checkpoint of where the run is."
 
     def write(path):
-        adapters.save(run.backbone, path)
+        stacking.save(run.backbone, path)
         checkpoints.write_optimiser(path / "optimiser.safetensors", run.optimiser, run.named)
         paths.write_json(path / "state.json", dict(step=run.made, identity=run.this))
         paths.write_text(path / "metrics.jsonl", run.log.text)
@@ -220,7 +225,7 @@ def _stopped(run):
 def _finish(run):
     "Place the adapter, whole, and end the log."
     if run.main:
-        write = lambda path: (adapters.save(run.backbone, path), checkpoints.seal(path))  # noqa: E731
+        write = lambda path: (stacking.save(run.backbone, path), checkpoints.seal(path))  # noqa: E731
         checkpoints.place(run.folder / "adapter", write)
         for tracker in run.accelerator.trackers:  # end_training would also part the processes
             tracker.finish()
@@ -235,14 +240,14 @@ def train(backbone, pairs, recipe, config=None, partial=False):
     # settle every setting, and refuse what cannot become a run
     config = config or TrainConfig()
     check_kinds(backbone, pairs, recipe, config)
-    config = config.filled(backbone)
+    config = started(config.filled(backbone), backbone)
     recipe = recipe.filled(backbone, pairs) if isinstance(recipe, Recipe) else recipe
     folder = Path(config.out)
     accelerator = accelerator_for(backbone, config, folder)
     main = accelerator.is_main_process
     if main:
         check(backbone, pairs, recipe, config, accelerator.num_processes, folder, partial)
-    this = identity(backbone, pairs, recipe, config)
+    this = identity(backbone, pairs, recipe, config) | start_of(config)
 
     with leases.sole_run(folder) if main else contextlib.nullcontext(), policy(backbone, config) as named:
         # go on from the newest whole checkpoint

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 import torch
 
-from ..backbones import adapters
+from ..backbones import adapters, stacking
 from ..ground import paths
 from ..ground.errors import Refused
 from . import alarms, checkpoints, plan
@@ -20,6 +20,7 @@ from .identity import check_same
 from .order import draws
 from .recipe import MAPS, Recipe
 from .reserve import hold
+from .runs import judges_of, run_of
 
 # %% ../../nbs/40_training/10_opening.ipynb #b868fc68
 def _restore(run):
@@ -29,7 +30,7 @@ def _restore(run):
     state = json.loads((path / "state.json").read_text())
     check_same(run.folder, state["identity"], run.this)
     with torch.no_grad():
-        for name, matrix in adapters.read(path).matrices.items():
+        for name, matrix in stacking.top(adapters.read(path), run.config.rank).items():
             run.named[name].copy_(matrix)
     checkpoints.read_optimiser(path / "optimiser.safetensors", run.optimiser, run.named)
     log = path / "metrics.jsonl"
@@ -74,7 +75,11 @@ def _begin(run, log):
 
     config, start = run.config, run.start
     about = dict(model=run.backbone.name, identity=run.this, config=asdict(config), here=info.provenance())
-    if judges := getattr(run.pairs, "judges", ()):
+    judges = dict.fromkeys(getattr(run.pairs, "judges", ()))
+    if config.start_from:
+        about |= dict(started=dict(adapter=config.start_from, run=run_of(config.start_from).get("identity")))
+        judges |= dict.fromkeys(judges_of(config.start_from))
+    if judges:
         about |= dict(judges=list(judges))
     paths.write_json(run.folder / "run.json", about)  # first of all: by it the folder is known
     watch = alarms.Watch(config.steps, config.batch, config.warmup)

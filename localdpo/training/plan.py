@@ -136,6 +136,7 @@ def describe(backbone, config, cost, trained, pairs, world=1, start=0, recipe=No
         "model": f"{backbone.name}, computing in {config.precision} on {backbone.device}",
         "recipe": f"{recipe}",
         "adapter": f"rank {config.rank}, alpha {config.alpha:g}, strength {config.alpha / config.rank:g}, "
+        f"{f'on top of {config.start_from}, ' if config.start_from else ''}"
         f"{trained / 1e6:.2f} M numbers learn",
         "batch": f"{counted(config.batch, 'pair')} = {config.micro_batch} x {accumulation} accumulated x "
         + counted(world, "process", "es"),
