@@ -65,8 +65,8 @@ def wait_for(condition, seconds=120):
 
 
 def contents(folder):
-    "The bytes of each file in a folder."
-    return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+    "The bytes of each file in a folder; of a store, not what it cost."
+    return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
 
 
 def killed(work, moment):

@@ -242,11 +242,13 @@ def _show(args):
         if values and None not in values:
             print(f"{name:<12}{min(values):.3f} to {max(values):.3f}, mean {np.mean(values):.3f}")
     print(f"prompts     {len({entry['prompt'] for entry in entries})} different")
+    if (costs := store.costs).known:
+        print(f"cost        {costs}")
     _say_cut(store)
     print(*(f"bad         {line}\n" for line in _bad(store)), sep="", end="")
     print(f"The latents were not read; `localdpo pairs verify {args.store}` looks at every byte.")
 
-
+# %% ../../nbs/95_cli/04_pairs.ipynb #31b9c001
 def _kind(store):
     "What makes the pairs of a store: clips, prompts of which samples are judged, or pairs that were there."
     return "pair" if "imported" in store.settings else "prompt" if store.settings.get("method") else "clip"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..ground.errors import Refused
 from ..ground.words import setting
 from ..pairs.config import BlockConfig
+from ..pairs.costs import part
 
 # %% ../../nbs/65_methods/11_judge.ipynb #a2c5fe43
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Judge:
         "Every score of a video, and the number that it is ranked by."
         from localdpo.scoring.scorer import score_video
 
-        seen = [score_video(scorer, frames, prompt, fps) for scorer in self.scorers]
+        with part("critic"):
+            seen = [score_video(scorer, frames, prompt, fps) for scorer in self.scorers]
         scores = {column: value for one in seen for column, value in one.scores.items()}
         if not math.isfinite(total := self.total(scores)):
             why = "; ".join(problem for one in seen for problem in one.problems)
@@ -40,7 +42,8 @@ class Judge:
         "A number for each of `cuts`, lists of frames: the sum of the means of single frames, or the score of the piece."
         from localdpo.scoring.scorer import score_video
 
-        seen = [score_video(scorer, frames, prompt, fps) for scorer in self.scorers]
+        with part("critic"):
+            seen = [score_video(scorer, frames, prompt, fps) for scorer in self.scorers]
         if not (single := [dict(zip(*values, strict=True)) for one in seen for values in one.frames.values()]):
             return [self(frames[cut[0] : cut[-1] + 1], prompt, fps)[1] for cut in cuts]
         means = [[[mark[i] for i in cut if i in mark] for mark in single] for cut in cuts]

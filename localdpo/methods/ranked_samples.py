@@ -12,6 +12,7 @@ from ..ground import words
 from ..ground.errors import Refused
 from ..ground.words import setting
 from .judge import JudgedConfig
+from ..pairs.costs import part
 
 # %% ../../nbs/65_methods/09_ranked_samples.ipynb #9c080a48
 PAIRINGS = {
@@ -68,7 +69,9 @@ def decoded(backbone, clip, samples):
     if odd := [n for n, one in enumerate(samples) if not one.isfinite().all()]:
         raise Refused(clip.id, f"has a sample that is not finite (number {odd[0]})", "load the model in float32")
     for one in samples:
-        yield backbone.decode(one[None])[0].cpu().numpy()
+        with part("decode"):
+            frames = backbone.decode(one[None])[0].cpu().numpy()
+        yield frames
 
 
 def choose(backbone, clip, prompt, samples, config):
@@ -91,7 +94,7 @@ def choose(backbone, clip, prompt, samples, config):
 # %% ../../nbs/65_methods/09_ranked_samples.ipynb #a80edb19
 def make_block(backbone, clips, config):
     "The judged pairs of `clips` or of their prompts, and a `Fault` for each that makes none."
-    from localdpo.pairs import builder, store
+    from localdpo.pairs import builder, costs, store
 
     def prepare(clip):
         real = builder.encoded(backbone, clip, config) if config.reads_clips else None
@@ -102,7 +105,8 @@ def make_block(backbone, clips, config):
         return [], bad
     kept, texts, facts, reals = zip(*good, strict=True)
     text, rows = builder.embedded(backbone, texts), {clip.id: row for row, clip in enumerate(kept)}
-    samples = config.draw(backbone, text, list(rows), reals).transpose(0, 1)  # [B,N,C,T,H,W]
+    with costs.part("walk"):
+        samples = config.draw(backbone, text, list(rows), reals).transpose(0, 1)  # [B,N,C,T,H,W]
     text = text.to(samples.dtype) if config.dtype == "bfloat16" else text
 
     def pair(clip):

@@ -18,6 +18,7 @@ from ..ground.errors import Refused, Starved, patiently
 from ..ground.noise import generator
 from ..ground.seals import unsealed
 from ..ground.words import check_worker, near, setting
+from . import costs
 from . import store as pairs
 from .config import BlockConfig, range_faults
 from .files import BAD, bad_table
@@ -110,7 +111,8 @@ def encoded(backbone, clip, config):
     frames = _read(clip, config.size)
     if tuple(frames.shape) != (*config.size, 3):
         raise Refused(clip.id, f"was read as {list(frames.shape)}", "mend its reader")
-    latents = backbone.encode(torch.from_numpy(frames))[0].to(getattr(torch, config.dtype))
+    with costs.part("encode"):
+        latents = backbone.encode(torch.from_numpy(frames))[0].to(getattr(torch, config.dtype))
     if not latents.isfinite().all():
         raise Refused(clip.id, "has latents that are not finite", "look at the clip, or load the model in float32")
     return latents
@@ -171,7 +173,8 @@ def make_block(backbone, clips, config):
     alphas, ids = [draw_alpha(clip.id, config) for clip in kept], [clip.id for clip in kept]
     how = {name: getattr(config, name) for name in "steps cfg_scale seed alpha_mode rounding dynamic_cfg".split()}
     how |= dict(ids=ids, negative=backbone.embed([config.negative_prompt]) if config.negative_prompt else None)
-    losers = corrupt(backbone, winners.float(), text, masks, alphas, **how).to(winners.dtype)
+    with costs.part("walk"):
+        losers = corrupt(backbone, winners.float(), text, masks, alphas, **how).to(winners.dtype)
     text = text.to(winners.dtype) if config.dtype == "bfloat16" else text
     made = [
         pairs.Pair(clip.id, prompt, alpha, config.seed, *parts)
@@ -251,13 +254,18 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
     for number in progress(range(i, len(blocks), n), f"pairs, worker {i} of {n}", unit="block"):
         if not pairs.intact(store, number, inputs[number]) or _outdated(store, number, blocks[number], config, renew):
             files = {clip.id: clip.sum() for clip in blocks[number] if clip.files}
-            made = config.make(backbone, blocks[number])
+            with costs.metered(backbone) as spent:
+                made = config.make(backbone, blocks[number])
+            costs.keep(store, number, inputs[number], len(made[0]), spent)
             pairs.write_block(store, number, *made, inputs[number], files)
     return _finish(Path(store), len(blocks))
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #4aed019f
 def _finish(path, blocks):
-    for file in path.glob("block-[0-9]*"):  # of a longer list, before it was renewed
+    for file in (
+        *path.glob("block-[0-9]*"),
+        *path.glob("costs/block-[0-9]*"),
+    ):  # of a longer list, before it was renewed
         if int(file.stem[6:]) >= blocks and not file.is_dir():
             file.unlink(missing_ok=True)
     try:
@@ -267,6 +275,10 @@ def _finish(path, blocks):
     if store.missing:
         return None
     pairs.write(path / BAD, bad_table(store.bad))
-    for leftover in (*path.glob(".block-*"), *path.glob(".store-*")):  # of workers that were killed
+    for leftover in (
+        *path.glob(".block-*"),
+        *path.glob(".store-*"),
+        *path.glob("costs/.block-*"),
+    ):  # of workers that were killed
         leftover.unlink(missing_ok=True)
     return store

@@ -168,6 +168,13 @@ class _Described(_Numbered):
         return dict(zip(self.ids, rarity([one["totals"] for one in facts], chosen, **how), strict=True))
 
     @property
+    def costs(self):
+        "What the pairs cost to make, as a `localdpo.pairs.costs.Costs`."
+        from localdpo.pairs import costs
+
+        return costs.read(self.path, self.blocks)
+
+    @property
     def bad(self):
         "Clips that could not be used, each a `Fault`."
         return [Fault(**clip) for block in self.blocks.values() for clip in block["bad"]]

@@ -160,7 +160,7 @@ def test_the_settings_of_a_finished_run_make_the_same_run_again(home, tmp_path):
 
     go("pairs", "build", tmp_path / "st", "--model", TINY, "--world", "curated:2", "--config", home / "st/store.json",
        "--device", "cpu")  # fmt: skip
-    for file in sorted((home / "st").iterdir()):
+    for file in sorted((home / "st").glob("*.*")):
         assert (tmp_path / "st" / file.name).read_bytes() == file.read_bytes()
     go("train", TINY, home / "st", "--out", tmp_path / "run", "--config", home / "run/run.json", "--device", "cpu")
     weights = "run/adapter/pytorch_lora_weights.safetensors"
