@@ -33,6 +33,8 @@ def add_arguments(parser):
     )  # fmt: skip
     build.add_argument("store", metavar="STORE", help="the folder for the pairs")
     build.add_argument("--model", required=True, metavar="NAME", help="a model name, folder, or owner/name on the hub")
+    tuned = "run, folder or file of an adapter that the model draws with, as in a second round"
+    build.add_argument("--adapter", metavar="ADAPTER", help=tuned)
     made = ", ".join(name for name in methods.names() if methods.get(name).made_by)
     build.add_argument("--method", metavar="NAME", help=f"whom the pairs are for: {made} (default: local_dpo)")
     clips = build.add_argument_group("clips (one of --clips, --world and --prompts)")
@@ -142,8 +144,14 @@ def _build(args):
     pairs.check_place(args.store)
     config.settings()  # refuses what it does not know, before a model is loaded
     from localdpo import backbones
+    from localdpo.backbones import adapters
+    from localdpo.training.runs import find_adapter
 
-    _say(args, build(backbones.load(args.model, args.device), clips, args.store, config, worker, args.renew))
+    adapter = args.adapter and find_adapter(args.adapter)
+    model = backbones.load(args.model, args.device)
+    if adapter:
+        adapters.load(model, adapter)
+    _say(args, build(model, clips, args.store, config, worker, args.renew))
 
 # %% ../../nbs/95_cli/04_pairs.ipynb #c7f58a4b
 def _import(args):

@@ -150,7 +150,7 @@ def _train(args):
     store = PairStore(args.pairs)
     if not args.partial:
         store.check_finished(UNFINISHED)
-    _check_method(store, methods.get(recipe.name))
+    _check_method(store, methods.get(recipe.name), config.start_from)
     from localdpo.backbones.hollow import network
     from localdpo.training import loop  # torch takes seconds to import; what is wrong above is said before
 
@@ -168,9 +168,11 @@ def _train(args):
     print(f"adapter: {folder / 'adapter'}")
 
 # %% ../../nbs/95_cli/05_train.ipynb #cc1c5050
-def _check_method(store, method):
+def _check_method(store, method, start_from=None):
     "Refuse pairs that teach `method` nothing; say for which other one they were made, and who judged them."
     method.check(store)
+    if "adapter" in store.settings and not start_from:
+        print("an adapter drew these pairs, and this run begins without it: --start-from ADAPTER begins with it")
     if store.method in methods.names() and methods.get(store.method).pairs_config() is not method.pairs_config():
         print(f"{method.name} learns from pairs for {store.method}: {methods.get(store.method).pairs}")
     for name in store.judges:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..backbones.captions import read_caption
-from ..backbones.identity import identity
+from ..backbones.identity import identity, worn
 from ..corruption import MODES, ROUNDING, corrupt
 from ..ground.errors import Refused, Starved, patiently
 from ..ground.noise import generator
@@ -245,6 +245,7 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
         identity=identity(backbone),
         **config.settings(),
         computed_in=f"{backbone.dtype} on {backbone.device.type}".removeprefix("torch."),
+        **worn(backbone),
     )
     blocks = [clips[start : start + config.block] for start in range(0, len(clips), config.block)]
     inputs = [_inputs(block, settings) for block in blocks]
