@@ -9,8 +9,8 @@ from conftest import contents, random_model
 from localdpo import methods
 from localdpo.clips.sources import from_world
 from localdpo.ground.errors import Refused
-from localdpo.methods.dense_dpo import DenseConfig, better, heard, windows
-from localdpo.methods.judge import Judge, judge
+from localdpo.methods.dense_dpo import DenseConfig, heard, windows
+from localdpo.methods.judge import Judge, better, judge
 from localdpo.pairs.builder import build
 from localdpo.training import TrainConfig, train
 
