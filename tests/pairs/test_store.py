@@ -176,8 +176,8 @@ def survive(backbone, clips, whole, tmp_path, kills, seed):
     while died < kills:
         tries += 1
         folder = tmp_path / str(tries)
-        # store.json, two files for each of three blocks, and the list of bad clips
-        moment = draw.uniform(0, lasts) if tries % 2 else (draw.choice(PLACES), draw.randint(1, 8))
+        # store.json, three files for each of three blocks (the first says what it cost), and the list of bad clips
+        moment = draw.uniform(0, lasts) if tries % 2 else (draw.choice(PLACES), draw.randint(1, 11))
         if not killed(lambda folder=folder: build(backbone, clips, folder, CONFIG), moment):
             continue  # it was done before its time
         died += 1
@@ -205,7 +205,7 @@ def test_a_kill_at_each_place_of_each_save_leaves_nothing_behind(backbone, clips
     monkeypatch.setattr(
         "localdpo.pairs.builder.make_block", lambda b, clips, c: (made[ordered.index(clips[0].id) // 2], [])
     )
-    for after in range(1, 9):
+    for after in range(1, 12):
         folder = tmp_path / str(after)
         assert killed(lambda folder=folder: build(backbone, clips, folder, CONFIG), (place, after))
         build(backbone, clips, folder, CONFIG)
@@ -243,7 +243,7 @@ def damage(file, draw):
 @pytest.mark.slow(1)
 def test_none_of_a_hundred_corruptions_is_accepted_silently(whole, tmp_path):
     draw, good = random.Random(3), list(pairs.PairStore(whole))
-    files = sorted(file.name for file in whole.glob("*") if file.suffix != ".csv")
+    files = sorted(file.name for file in whole.glob("*.*") if file.suffix != ".csv")
     tried = 0
     while tried < 100:
         folder = Path(shutil.copytree(whole, tmp_path / "store", dirs_exist_ok=True))
