@@ -63,8 +63,9 @@ def digest(path):
 
 
 def files(path):
-    "All files of a folder, or the file itself; locks are empty and come and go."
+    "All files of a folder, or the file itself; locks are empty and come and go, and seconds are never the same."
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = [file for file in found if file.parent.name != "costs"]
     return [file for file in found if file.is_file() and "/." not in str(file.relative_to(path.parent.parent))]
 
 
