@@ -95,7 +95,7 @@ def text_encoder(family):
 SIZES = {
     "tiny-cogvideox-2b": dict(num_attention_heads=4, attention_head_dim=32, num_layers=6),
     "tiny-cogvideox-5b": dict(num_attention_heads=4, attention_head_dim=32, num_layers=7),
-    "tiny-wan-1.3b": dict(num_attention_heads=4, attention_head_dim=32, num_layers=5),
+    "tiny-wan-1.3b": dict(num_attention_heads=4, attention_head_dim=32, num_layers=6),
 }
 
 

@@ -67,5 +67,5 @@ def test_training_asks_for_the_transformer_alone(monkeypatch):
     monkeypatch.setattr(room, "free_memory", lambda device: needed)
     assert hollow.network("tiny-wan-1.3b", "cpu").dtype == torch.float32
     monkeypatch.setattr(room, "free_memory", lambda device: needed - 1)
-    with pytest.raises(Refused, match=r"\(transformer 0.00 as float32\)"):
+    with pytest.raises(Refused, match=r"\(transformer 0.01 as float32\)"):
         hollow.network("tiny-wan-1.3b", "cpu")

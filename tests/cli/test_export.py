@@ -90,7 +90,7 @@ def test_the_file_for_diffusers_is_the_one_that_training_wrote(run, tmp_path):
 def test_the_file_for_comfyui_has_every_key_and_its_alpha(run, tmp_path):
     report = export(run / "adapter", "comfyui", tmp_path / "loras" / "mine.safetensors", base(run))
     tensors = load_file(report.file)
-    family, layers = ("wan", 5) if "wan" in base(run) else ("cogvideox", 6)
+    family, layers = "wan" if "wan" in base(run) else "cogvideox", 6
     assert set(tensors) == adapters.comfyui_keys(family, layers) and report.matched == report.total == len(tensors)
     assert {value.item() for key, value in tensors.items() if key.endswith(".alpha")} == {12.0}
 
@@ -201,9 +201,9 @@ def test_on_the_command_line(wan, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = "export run --format comfyui --out mine.safetensors --model tiny-wan-1.3b".split()
     assert cli.main(words) is None
-    assert capsys.readouterr().out == "mine.safetensors: 120 of 120 keys match those of ComfyUI\n"
+    assert capsys.readouterr().out == "mine.safetensors: 144 of 144 keys match those of ComfyUI\n"
     assert cli.main("export run --format diffusers --out exported".split()) is None
-    assert f"{Path('exported', adapters.FILE)}: 80 of 80 keys match those of diffusers" in capsys.readouterr().out
+    assert f"{Path('exported', adapters.FILE)}: 96 of 96 keys match those of diffusers" in capsys.readouterr().out
     assert cli.main("export run --format diffusers --out mine.safetensors".split()) == 2
     assert capsys.readouterr().err.startswith("localdpo: mine.safetensors: is there, and is something else\n  -> ")
     assert cli.main("export run --format comfyui --out mine".split()) == 2
