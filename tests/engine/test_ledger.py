@@ -112,7 +112,7 @@ def made(folder):
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow(60)
+@pytest.mark.long(60)
 def test_the_same_command_makes_whole_what_was_damaged_and_no_more(notebook, tmp_path):
     parts = list(range(len(damage.KINDS) + 1))
     notebook("n: int = 0\nout: str = ''", WRITE, name="part.ipynb")
