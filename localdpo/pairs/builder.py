@@ -245,8 +245,7 @@ def build(backbone, clips, store, config=None, worker=(0, 1), renew=False):
         identity=identity(backbone),
         **config.settings(),
         computed_in=f"{backbone.dtype} on {backbone.device.type}".removeprefix("torch."),
-        **worn(backbone),
-    )
+    ) | worn(backbone)
     blocks = [clips[start : start + config.block] for start in range(0, len(clips), config.block)]
     inputs = [_inputs(block, settings) for block in blocks]
     if not (Path(store) / "store.json").exists():

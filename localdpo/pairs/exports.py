@@ -12,6 +12,7 @@ import io
 import json
 import tarfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,28 +101,56 @@ def _parts(entry):
     return [part for part in PARTS if part in ("winner", "loser", "latents") or part in entry["sums"]]
 
 
-def _write_folder(backbone, store, group, out, config):
+def _files(store, out, number):
+    return {part: place(out, number, part) for part in _parts(store.entry(number))}
+
+
+def _sums(files):
+    "{part: the sum of its file}; None if a file is missing."
+    return {part: file_sum(file) for part, file in files.items()} if all(map(Path.is_file, files.values())) else None
+
+
+def _line(store, out, number, sums):
+    names = {part: file.relative_to(out).as_posix() for part, file in _files(store, out, number).items()}
+    return json.dumps(row_of(store.entry(number), names, sums, SEALED), ensure_ascii=False) + "\n"
+
+# %% ../../nbs/30_pairs/19_exports.ipynb #c74aeeba
+def _told(store, out):
+    "{number: the sums of its files} in the table of an export, which must be as it was written; nothing without one."
+    if not (table := Path(out) / TABLE).exists():
+        return {}
+    with open(table, encoding="utf-8", errors="replace", newline="\n") as file:
+        lines, told = list(file), {}
+    for number in range(max(len(lines), len(store))):
+        try:
+            told[number] = json.loads(lines[number])["files"]
+            if _line(store, out, number, told[number]) == lines[number]:
+                continue
+        except (ValueError, LookupError, TypeError, RecursionError):
+            pass
+        then = "to keep what was edited, export into another folder; to start over, remove this one"
+        raise Refused(table, f"was edited: line {number + 1} is not what was written", then)
+    return told
+
+
+def _write_folder(told, backbone, store, group, out, config):
     for number in group:
-        files = {part: place(out, number, part) for part in _parts(store.entry(number))}
-        if not all(file.is_file() for file in files.values()):
+        files = _files(store, out, number)
+        if (found := _sums(files)) is None or found != told.get(number, found):
             made = files_of(backbone, store[number], config.lossless)
             for part, file in files.items():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write(file, made[part])
 
 
-def _end_folder(store, out):
-    "Write the table, if all files are there; whether it is."
-    lines = []
-    for number in range(len(store)):
-        entry = store.entry(number)
-        files = {part: place(out, number, part) for part in _parts(entry)}
-        if not all(file.is_file() for file in files.values()):
-            return False
-        names = {part: file.relative_to(out).as_posix() for part, file in files.items()}
-        lines.append(row_of(entry, names, {part: file_sum(file) for part, file in files.items()}, SEALED))
-    write(Path(out) / TABLE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    return True
+def _end_folder(store, out, mine):
+    "Write the table, if all files are there; whether each is as its row says. Rows that are not `mine` stay as they are."
+    told = {number: sums for number, sums in _told(store, out).items() if number not in mine}
+    found = {number: _sums(_files(store, out, number)) for number in range(len(store))}
+    if None in found.values():
+        return False
+    write(Path(out) / TABLE, "".join(_line(store, out, i, told.get(i, sums)) for i, sums in found.items()).encode())
+    return all(found[number] == sums for number, sums in told.items())
 
 # %% ../../nbs/30_pairs/19_exports.ipynb #859354f8
 def shard(out, number):
@@ -131,7 +160,7 @@ def shard(out, number):
 
 def _write_shard(backbone, store, group, out, config):
     file = shard(out, group[0] // config.shard)
-    if file.is_file():
+    if file.is_file() and _whole(file, store, group):
         return
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -145,6 +174,22 @@ def _write_shard(backbone, store, group, out, config):
                 about.size = len(data)
                 tar.addfile(about, io.BytesIO(data))
     write(file, packed.getvalue())
+
+# %% ../../nbs/30_pairs/19_exports.ipynb #a6f0f4c0
+def _whole(file, store, group):
+    "Whether a shard is what was written: a row for each pair of the group, and every file as its row says."
+    try:
+        with tarfile.open(file, "r:") as tar:
+            held = {member.name: tar.extractfile(member).read() for member in tar}
+        for number in group:
+            row = json.loads(held[f"{number:06}.json"])
+            names = {part: f"{number:06}.{part}{PARTS[part]}" for part in _parts(store.entry(number))}
+            sums = {part: hashlib.sha256(held[name]).hexdigest() for part, name in names.items()}
+            if row != row_of(store.entry(number), names, sums):
+                return False
+    except (tarfile.TarError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False  # whatever a damaged tar may lead to
+    return True
 
 # %% ../../nbs/30_pairs/19_exports.ipynb #b4505b2f
 _LEFT = ("blocks", "clips", "format", "computed_in")
@@ -181,9 +226,9 @@ def export_pairs(backbone, store, out, config=None, worker=(0, 1)):
     store.check(backbone)
     _begin(store, out, config)
     groups = [range(start, min(start + config.shard, len(store))) for start in range(0, len(store), config.shard)]
-    work = dict(folder=_write_folder, webdataset=_write_shard)[config.form]
+    work = dict(folder=partial(_write_folder, _told(store, out)), webdataset=_write_shard)[config.form]
     for group in progress(groups[i::n], f"export, worker {i} of {n}", unit="shard"):
         work(backbone, store, group, out, config)
     if config.form == "folder":
-        return _end_folder(store, Path(out))
+        return _end_folder(store, Path(out), {number for group in groups[i::n] for number in group})
     return all(shard(out, number).is_file() for number in range(len(groups)))

@@ -133,8 +133,12 @@ def _prepare(backbone, pair, config):
     winner, loser = (_encoded(backbone, pair, one, config) for one in films)
     if mask is not None:
         facts |= dict(area=round(float(mask.float().mean()), 6), **_apart(winner, loser, mask))
-        loser = winner.where(~mask, loser) if config.outside == "winner" else loser
-    return text, winner, loser, mask, facts, None
+    return text, winner, _outside(winner, loser, mask, config), mask, facts, None
+
+
+def _outside(winner, loser, mask, config):
+    "The loser, as it is or with its winner outside the mask."
+    return loser if mask is None or config.outside == "as-is" else winner.where(~mask, loser)
 
 
 def _encoded(backbone, pair, shown, config):
@@ -164,19 +168,24 @@ def _carried(backbone, pair, config):
         raise Refused(
             pair.id, f"its latents {pair.latents.name} are damaged", "copy them again, or use --latents encode"
         )
-    kind = getattr(torch, config.dtype)
+    kind, mask = getattr(torch, config.dtype), tensors.get("mask")
     winner, loser = (tensors[name].to(kind) for name in ("winner", "loser"))
-    same = pair.sums["text"] == hashlib.sha256(pair.prompt.encode()).hexdigest()
-    if config.source["text"] == "carried" and same:
-        return pair.prompt, winner, loser, tensors.get("mask"), pair.facts, tensors["text"].to(kind)
+    loser = _outside(winner, loser, mask, config)
+    if config.source["text"] == "carried" and not _edited(pair):
+        return pair.prompt, winner, loser, mask, pair.facts, tensors["text"].to(kind)
     text, facts = _read(backbone, pair, config)
-    return text, winner, loser, tensors.get("mask"), facts, None
+    return text, winner, loser, mask, facts, None
+
+
+def _edited(pair):
+    "Whether a pair of an export has another prompt than when it was exported."
+    return bool(pair.sums) and pair.sums["text"] != hashlib.sha256(pair.prompt.encode()).hexdigest()
 
 
 def _read(backbone, pair, config):
     "What the model reads of the whole caption of a pair, and the facts of the pair."
     facts = {name: value for name, value in (pair.facts or {}).items() if name not in ("caption", "caption_tokens")}
-    whole = (pair.facts or {}).get("caption", pair.prompt)
+    whole = pair.prompt if _edited(pair) else (pair.facts or {}).get("caption", pair.prompt)
     text, cut = builder.read(backbone, pair._replace(prompt=whole), config)
     return text, facts | cut
 
@@ -223,6 +232,12 @@ def _kept(backbone, source, config):
     }
     carried = config.latents == "carry" and size and same["latents"]
     said = dict(latents="carried" if carried else "encoded", text="carried" if carried and same["text"] else "embedded")
-    return said | {
-        name: source.store[name] for name in ("judge", "weights", *["masked"] * carried) if name in source.store
-    }
+    names = ["judge", "weights", "adapter", *["alpha_range"] * _in_range(source, config), *["masked"] * carried]
+    return said | {name: source.store[name] for name in names if name in source.store}
+
+
+def _in_range(source, config):
+    "Whether the noise levels of the pairs, which may have been edited, are still in the range of their store."
+    low, high = source.store.get("alpha_range", (0, 1))
+    levels = [pair.noise_alpha or config.noise_alpha for pair in source.pairs if not pair.fault]
+    return all(level is None or low - 1e-6 <= level <= high + 1e-6 for level in levels)

@@ -47,8 +47,9 @@ def decoded_once(backbone):
 def stores(backbone, tmp_path_factory):
     "A store of local pairs, and one of judged samples with labels, weights and a caption that was cut."
     folder = tmp_path_factory.mktemp("stores")
-    local = build(backbone, from_world(count=3), folder / "local", PairConfig(steps=4, block=2))
+    local = build(backbone, from_world(count=3), folder / "local", PairConfig(steps=4, block=2, alpha_range=(0.8, 0.9)))
     kept = {name: local.settings[name] for name in ("identity", "size", "dtype", "block", "long_captions")}
+    kept |= dict(adapter="0" * 64)
     judged = dict(method="video_dpo", judge={"critic-a": dict(sha="0")}, weights=dict(bin=0.1, exponent=0.72))
     judged = PairStore(folder / "judged", kept | judged)
     for i, pair in enumerate(local):
@@ -99,7 +100,30 @@ def test_what_comes_back_are_the_same_pairs_and_batches(backbone, stores, tmp_pa
     for name in ("method", "judges", "weights"):
         assert getattr(back, name) == getattr(store, name)
     assert back.settings["latents"] == back.settings["text"] == "carried"
-    assert back.settings.get("masked") == store.settings.get("masked")
+    for name in ("masked", "alpha_range", "adapter"):  # which training asks for
+        assert back.settings.get(name) == store.settings.get(name)
+
+
+def test_a_level_that_was_edited_out_of_the_range_of_its_store_leaves_the_range_behind(
+    backbone, stores, exported, tmp_path
+):
+    out = shutil.copytree(exported / "folder", tmp_path / "out")
+    edit(out / "pairs.jsonl", f'"noise_alpha": {stores["local"][0].noise_alpha}', '"noise_alpha": 0.5')
+    back = import_pairs(backbone, find(out), tmp_path / "back")
+    assert back[0].noise_alpha == 0.5 and "alpha_range" not in back.settings
+
+
+def test_a_loser_of_an_export_is_its_winner_outside_the_mask_if_that_is_asked_for(backbone, stores, tmp_path):
+    kept = {name: one for name, one in stores["local"].settings.items() if name in ("identity", "size")}
+    store = PairStore(tmp_path / "apart", kept)
+    for pair in stores["local"]:
+        store.append(dataclasses.replace(pair, loser=pair.loser + 1))
+    export_pairs(backbone, store, tmp_path / "out")
+    source = find(tmp_path / "out")
+    back = import_pairs(backbone, source, tmp_path / "back", ImportConfig.of(source, outside="winner"))
+    assert back.ids == store.ids and back.verify() == [] and back.settings["masked"]
+    for pair, was in zip(back, store, strict=True):
+        assert torch.equal(pair.loser, was.winner.where(~was.mask, was.loser))
 
 
 @pytest.mark.parametrize("other", ["vae", "text_encoder"])
@@ -134,6 +158,13 @@ def test_an_edited_caption_is_embedded_anew(backbone, stores, exported, tmp_path
     torch.testing.assert_close(back[0].text, backbone.embed([WHOLE])[0])
 
 
+def test_an_edited_caption_wins_over_the_whole_of_one_that_was_cut(backbone, stores, tmp_path):
+    export_pairs(backbone, stores["judged"], tmp_path / "out")
+    edit(tmp_path / "out" / "pairs.jsonl", json.dumps(stores["judged"][0].prompt), json.dumps(WHOLE))
+    back = import_pairs(backbone, find(tmp_path / "out"), tmp_path / "back")
+    assert back[0].prompt == WHOLE and back.ids == stores["judged"].ids and "caption" not in back[0].facts
+
+
 # -- work that stops ---------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +181,28 @@ def test_workers_and_an_export_that_goes_on_leave_the_same_bytes(backbone, store
     monkeypatch.setattr(exports, "files_of", lambda model, pair, *how: made.append(pair.id) or plain(model, pair, *how))
     assert export_pairs(backbone, stores["local"], tmp_path / "two", config)
     assert made == [stores["local"].ids[1]] and tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_an_export_given_again_makes_damaged_files_anew_and_each_worker_its_own(backbone, stores, copy):
+    form = "folder" if (copy / "pairs.jsonl").exists() else "webdataset"
+    whole, config = tree(copy), FORMS[form]
+    file = copy / ("winners/000001.mp4" if form == "folder" else "pairs-00000.tar")
+    file.write_bytes(b"garbage")
+    export_pairs(backbone, stores["local"], copy, config, (1, 2))
+    assert tree(copy) == whole | {file.relative_to(copy): b"garbage"}  # no sum of it is written
+    assert export_pairs(backbone, stores["local"], copy, config) and tree(copy) == whole
+
+
+@pytest.mark.parametrize("edited", ["a prompt", "a row that is gone"])
+def test_an_export_given_again_never_writes_over_an_edited_table(backbone, stores, exported, tmp_path, edited):
+    out = Path(shutil.copytree(exported / "folder", tmp_path / "out"))
+    lines = (out / "pairs.jsonl").read_text().splitlines(keepends=True)
+    lines[1] = lines[1].replace('"prompt": "', '"prompt": "my ') if edited == "a prompt" else ""
+    (out / "pairs.jsonl").write_text("".join(lines))
+    before = tree(out)
+    with pytest.raises(Refused, match="pairs.jsonl: was edited: line 2 is not what was written\n  -> to keep what"):
+        export_pairs(backbone, stores["local"], out)
+    assert tree(out) == before
 
 
 def test_a_place_that_is_not_this_export_is_refused_and_left_alone(backbone, stores, exported, tmp_path):
@@ -222,6 +275,16 @@ def test_a_shard_that_is_cut_or_lacks_a_row_is_named_and_a_missing_one_is_waited
     first.unlink()
     with pytest.raises(Refused, match="lacks pairs-00000.tar: 1 of 2 shards are missing\n  -> give its"):
         find(out)
+
+
+def test_of_a_shard_that_is_cut_within_latents_the_pairs_before_the_cut_are_whole(backbone, stores, exported, tmp_path):
+    out = Path(shutil.copytree(exported / "webdataset", tmp_path / "out"))
+    with tarfile.open(out / "pairs-00000.tar") as tar:
+        cut = tar.getmember("000001.latents.safetensors").offset_data + 1000
+    (out / "pairs-00000.tar").write_bytes((out / "pairs-00000.tar").read_bytes()[:cut])
+    store = import_pairs(backbone, find(out), tmp_path / "back")
+    assert store.ids == stores["local"].ids[::2] and store.verify() == []
+    assert any("its latents 000001.latents.safetensors is not in pairs-00000.tar" in fault.why for fault in store.bad)
 
 
 def test_shards_of_others_are_read_by_their_videos(backbone, stores, exported, tmp_path):
