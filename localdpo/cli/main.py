@@ -29,7 +29,7 @@ from ..ground.words import near
 WORDS = {  # each is the module of its name in localdpo.cli
     "info": "show the versions, devices and folders of this machine",
     "prompts": "list the prompts of a suite, in their short or long form",
-    "pairs": "make pairs from clips, check them, or show what a store holds",
+    "pairs": "make pairs from clips, import or export pairs, check them, or show what a store holds",
     "train": "tune a model on pairs, continue a run, or suggest a beta",
     "sample": "make videos from prompts, with an adapter or without",
     "score": "make a table of scores, one row for each video",

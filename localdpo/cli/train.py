@@ -31,7 +31,7 @@ def add_arguments(parser):
         "Stopped, the same command goes on where it was. To repeat a run elsewhere: --config runs/first/run.json --out OTHER"
     )
     parser.add_argument("model", metavar="MODEL", help="a model: its name, its folder, or owner/name on the hub")
-    parser.add_argument("pairs", metavar="PAIRS", help="the folder of a store that `localdpo pairs build` made")
+    parser.add_argument("pairs", metavar="PAIRS", help="the folder of a store that `localdpo pairs` made")
     parser.add_argument(
         "--recipe",
         "--method",

@@ -51,7 +51,7 @@ class DenseConfig(JudgedConfig):
     vote: str = setting("windows", "who decides: each window, or the majority of them for all", choices=VOTES)
     flips: float = setting(0.0, "share of the labels that are turned round, to see what wrong ones do")
 
-    method = "dense_dpo"
+    method, compares = "dense_dpo", True
 
     def faults(self):
         yield from super().faults()
@@ -103,12 +103,14 @@ def choose(backbone, clip, prompt, samples, config):
     cuts, ask = windows(samples.shape[2], backbone.temporal, config.window), config.judge(backbone)
     frames = [list(own) for _, own in cuts]
     videos = list(decoded(backbone, clip, samples))
-    scores, said = ask.compare(videos, prompt, backbone.fps, frames, config.margin)
-    said = heard(said, clip.id, config)
+    scores, judged = ask.compare(videos, prompt, backbone.fps, frames, config.margin)
+    said = heard(judged, clip.id, config)
     labels = [label for label, (own, _) in zip(said, cuts, strict=True) for _ in own]
     if sum(label != 0 for label in labels) <= DECIDED * len(labels):
-        why = f"was dropped: {config.scorer} finds its two samples alike in most windows"
-        raise Refused(clip.id, why, "use a smaller margin, or let it go")
+        why, then = f"{config.scorer} finds its two samples alike in most windows", "use a smaller margin, or let it go"
+        if config.vote == "majority" and any(judged):
+            why, then = "as many of its windows are won by one sample as by the other", "let each window decide"
+        raise Refused(clip.id, f"was dropped: {why}", then)
     turn = -1 if (sum(labels), sum(scores[0])) < (0, sum(scores[1])) else 1
     facts = dict(labels=[turn * label for label in labels], scores=scores[::turn], noise_alpha=config.eta(clip.id))
     winner, loser = samples if turn > 0 else samples.flip(0)

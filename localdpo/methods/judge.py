@@ -56,7 +56,6 @@ class _Scored:
 class Judge(_Scored):
     "Who ranks videos, and labels their windows, by a number for each."
 
-    ranks = True  # many videos, because each has a number of its own
     tried = _Scored.__call__
 
     def windows(self, frames, prompt, fps, cuts):
@@ -101,6 +100,18 @@ def judge(name, device=None):
         )
     return Judge(name, (scorer,), lambda scores: scores[overall[0]])
 
+# %% ../../nbs/65_methods/11_judge.ipynb #80746572
+def _check_scorer(config):
+    "Refuse what is no name, a judge of two videos where each needs a number, and a margin where none has one."
+    if not isinstance(config.scorer, str):
+        raise Refused(f"scorer {config.scorer!r}", "is not a name", 'pass one, such as "critic-a"')
+    if config.scorer.startswith("vlm:") and not config.compares:
+        then = "rank with critic-a or videoalign, or let it label windows (--method dense_dpo)"
+        raise Refused(f"scorer {config.scorer}", "compares two videos and has no number for one", then)
+    if config.scorer.startswith("vlm:") and config.margin:
+        why = f"is not for {config.scorer}, which gives no scores"
+        raise Refused(f"margin {config.margin:g}", why, "leave the margin out")
+
 # %% ../../nbs/65_methods/11_judge.ipynb #67ddf266
 @dataclass(frozen=True)
 class JudgedConfig(BlockConfig):
@@ -113,10 +124,11 @@ class JudgedConfig(BlockConfig):
         0.0, "what is closer than this in its scores is too close: a prompt, for dense_dpo a window"
     )
 
+    compares = False  # whether two videos are enough, and neither needs a number of its own
+
     def faults(self):
         yield from super().faults()
-        if not isinstance(self.scorer, str):
-            raise Refused(f"scorer {self.scorer!r}", "is not a name", 'pass one, such as "critic-a"')
+        _check_scorer(self)
         judge(self.scorer)  # refuses one that is unknown, by name
         if not 0 <= self.margin < math.inf:
             yield "margin", "is not a difference of scores", "use a number of zero or more"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..ground import words
 from ..ground.errors import Refused
 from ..ground.words import setting
-from .judge import JudgedConfig, judge
+from .judge import JudgedConfig
 from ..pairs.costs import part
 
 # %% ../../nbs/65_methods/09_ranked_samples.ipynb #9c080a48
@@ -34,9 +34,6 @@ class RankedConfig(JudgedConfig):
     def faults(self):
         yield from super().faults()
         words.check_whole("samples", self.samples, 2, 1000)
-        if not judge(self.scorer).ranks:
-            why = "compares two videos and has no number for one"
-            yield "scorer", why, "rank with critic-a or videoalign, or let it label windows (--method dense_dpo)"
         if self.pairing not in PAIRINGS:
             yield "pairing", "is not a choice", words.near(self.pairing, list(PAIRINGS))
 

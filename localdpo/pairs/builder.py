@@ -8,6 +8,7 @@ __all__ = ['PairConfig', 'draw_alpha', 'encoded', 'read', 'sift', 'embedded', 's
 # %% ../../nbs/30_pairs/05_builder.ipynb #ae65d2e8
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -43,7 +44,10 @@ class PairConfig(RegionConfig):
 
     def check(self, backbone, clips):
         super().check(backbone, clips)
-        read_caption(backbone, self.negative_prompt)  # refuses one that the model cannot read
+        try:
+            read_caption(backbone, self.negative_prompt)
+        except Refused as refusal:  # a caption may be cut; what is not wanted is said in full
+            raise Refused(refusal.what, refusal.why, "shorten the negative prompt") from refusal
 
     def settings(self):
         from localdpo.masks import configured
@@ -63,7 +67,9 @@ _STORED = "size steps cfg_scale alpha_range alpha_step seed dtype block mask lon
 
 # %% ../../nbs/30_pairs/05_builder.ipynb #061bdef8
 def _alpha_faults(config):
-    yield from range_faults("alpha_range", config.alpha_range, config.steps, "0.75 0.95")
+    walked = {"round": round, "ceil": math.ceil}.get(config.rounding, round)
+    least = walked if config.alpha_mode == "steps" else math.ceil  # the nearest level of another mode is never none
+    yield from range_faults("alpha_range", config.alpha_range, config.steps, "0.75 0.95", least)
     if config.alpha_step is not None and not 1e-6 <= config.alpha_step <= 1:
         yield (
             "alpha_step",

@@ -85,8 +85,8 @@ def _faults(config):
         yield "block", "is not a number of clips in a block", "use 1 to 4096; 8 is the default"
 
 # %% ../../nbs/30_pairs/09_config.ipynb #c6575c14
-def range_faults(name, bounds, steps, usual):
-    "What is wrong with a range of noise levels, `bounds` of the setting `name`, for a walk of so many `steps`."
+def range_faults(name, bounds, steps, usual, walked=round):
+    "What is wrong with a range of noise levels, `bounds` of the setting `name`, for a walk of so many `steps`, `walked` in whole ones."
     if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
         yield name, "is not two numbers", f"use {usual}, as the paper does"
         return
@@ -95,6 +95,6 @@ def range_faults(name, bounds, steps, usual):
         yield name, "is not between 0 (keep the clip) and 1 (pure noise)", f"use {usual}, as the paper does"
     elif low > high:
         yield name, "begins with the larger number", f"turn it around: {high} {low}"
-    elif round(low * steps) < 1:
+    elif walked(low * steps) < 1:
         why = f"begins so low that none of {steps} steps is walked, and losers would be their winners"
         yield name, why, f"begin at {0.5 / steps:.3f} or above, or take more steps"

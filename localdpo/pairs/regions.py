@@ -29,7 +29,7 @@ def _mask(text):
         return "preset", text
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        then = 'write NAME=VALUE, such as static=0.2 or "size=[0.2, 0.5]"'
+        then = f'name a preset ({", ".join(PRESETS)}), or write NAME=VALUE, such as static=0.2 or "size=[0.2, 0.5]"'
         raise Refused(f"--mask {text}", "lacks a name, a value, or the = between them", then)
     try:
         return name, json.loads(value)
@@ -119,13 +119,16 @@ def region(backbone, clip, config):
 
     from localdpo import masks
 
-    drawn = masks.draw_mask(*config.size, seed=config.seed, id=clip.id, **config.mask)
-    pixels, facts = drawn.mask, dict(shapes=int(drawn.shapes), moving=bool(drawn.moving))
-    if config.masks or config.objects:
+    given, drawn = config.masks or config.objects, None
+    if not given or config.match_area:
+        drawn = masks.draw_mask(*config.size, seed=config.seed, id=clip.id, **config.mask)
+    if given:
         pixels, facts = _read(clip, config) if config.masks else _seen(backbone, clip, config)
-        if config.match_area:
+        if drawn:
             pixels, facts["grown"] = matched(pixels, drawn.mask.mean())
         facts["moving"] = bool((pixels != pixels[0]).any())
+    else:
+        pixels, facts = drawn.mask, dict(shapes=int(drawn.shapes), moving=bool(drawn.moving))
     patch = backbone.patch if config.mask_patches else 1
     latents = masks.to_latent(pixels, backbone.temporal, backbone.spatial, config.mask_cover, patch)
     latents = torch.from_numpy(latents)

@@ -153,3 +153,9 @@ def test_the_walk_of_a_network_that_is_right_ends_at_the_clip(name):
         target = model.target(clip, noise, sampler.timesteps[i].expand(1))
         walked = sampler.step(target, i, walked)
     assert (walked - clip).abs().max() < 1e-4 < (sampler.renoise(clip, noise, 3) - clip).abs().max()
+
+
+def test_windows_that_are_won_by_both_alike_have_no_majority(backbone, clips, tmp_path, monkeypatch):
+    judged(monkeypatch, *[[1.0, 0.0], [0.0, 1.0]] * 4)
+    store = build(backbone, clips, tmp_path, replace(CONFIG, vote="majority"))
+    assert len(store) == 0 and {"as many of its windows" in bad.why for bad in store.bad} == {True}

@@ -62,10 +62,13 @@ def test_a_model_of_each_family_answers_with_one_of_three_words(tmp_path, family
     with pytest.raises(Refused, match="compares two videos"):
         RankedConfig(scorer=judge.name)
     assert DenseConfig(scorer=judge.name).settings()["judge"].keys() == {judge.name}
+    with pytest.raises(Refused, match="margin 1.5: is not for vlm:"):
+        DenseConfig(scorer=judge.name, margin=1.5)
 
 
 def test_only_what_is_said_in_both_orders_is_a_label(tmp_path, monkeypatch):
-    (tmp_path / "config.json").touch(), (tmp_path / "tokenizer.json").touch()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).touch()
     judge = vlm.Versus(f"vlm:{tmp_path}")
 
     def brighter(one, other, prompt):
@@ -84,11 +87,18 @@ def test_only_what_is_said_in_both_orders_is_a_label(tmp_path, monkeypatch):
 def test_models_that_are_not_there_or_no_judges_are_refused(tmp_path):
     with pytest.raises(Refused, match="vlm:nowhere: is no folder"):
         DenseConfig(scorer="vlm:nowhere")
-    with pytest.raises(WeightsMissing, match="hf download Qwen/Qwen9-VL config.json tokenizer.json"):
+    with pytest.raises(WeightsMissing, match="network: hf download Qwen/Qwen9-VL --local-dir"):
         vlm.Versus("vlm:Qwen/Qwen9-VL")
     with pytest.raises(Refused, match="it has no config.json"):
         vlm.Versus(f"vlm:{tmp_path}")
     (tmp_path / "tokenizer.json").touch()
+    (tmp_path / "config.json").touch()
+    with pytest.raises(Refused, match="it has no [*].safetensors"):
+        vlm.Versus(f"vlm:{tmp_path}")
+    with pytest.raises(Refused, match="vlm:: is no folder"):
+        DenseConfig(scorer="vlm:")
+    with pytest.raises(Refused, match="compares two videos"):  # before anything is asked to be downloaded
+        RankedConfig(scorer="vlm:Qwen/Qwen9-VL")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(Refused, match="is of the family bert"):
         vlm.opened(tmp_path, "cpu")

@@ -218,3 +218,15 @@ def test_a_negative_prompt_that_the_model_cannot_read_is_refused_before_anything
     with pytest.raises(Refused, match="has words that .* never saw: ugly"):
         build(backbone, clips, tmp_path / "store", PairConfig(**SMALL, negative_prompt="an ugly disc"))
     assert not (tmp_path / "store").exists()
+
+
+def test_a_low_noise_level_is_walked_where_rounding_or_the_mode_says_so():
+    for how in (dict(rounding="ceil"), dict(alpha_mode="sigma"), dict(alpha_mode="train_t")):
+        PairConfig(steps=2, alpha_range=(0.05, 0.2), **how)
+    with pytest.raises(Refused, match="none of 2 steps is walked"):
+        PairConfig(steps=2, alpha_range=(0.05, 0.2))
+
+
+def test_no_random_mask_is_drawn_where_masks_are_given(backbone, clips):
+    config = PairConfig(size=backbone.native, objects=("sprite",), mask=dict(area=(0.999, 1.0)))  # none is so large
+    assert region(backbone, clips[0], config)[1]["mask_by"] == "the world that drew it"
