@@ -16,10 +16,10 @@ from ..ground import words
 from ..ground.errors import Failed, Refused
 from ..ground.seals import REPAIR
 from ..pairs import store as pairs
-from ..pairs.builder import build
+from ..pairs.builder import FILES, build
 from ..pairs.config import BlockConfig
 from ..pairs.exports import export_pairs
-from ..pairs.imports import ImportConfig, import_pairs
+from ..pairs.imports import ImportConfig, fitting, import_pairs, meant_for
 from ..prompts.files import read_prompts
 
 # %% ../../nbs/95_cli/04_pairs.ipynb #0d07b40a
@@ -81,6 +81,9 @@ def _config(args):
                 what, then = fields.flag(own[key]), f"it is for {words.few(names, 9)}"
                 raise Refused(what, f"does not go with --method {method.name}", f"leave it out: {then}")
     given = fields.settings(args, Config, lambda found: _of_store(found, Config), also=("method",))
+    if given.get("masks") == FILES and "masks" not in args:
+        why = "is of pairs whose masks came from files, and does not say where they are"
+        raise Refused(f"--config {args.config}", why, "name their folder: --masks DIR")
     return Config(**{key: value for key, value in given.items() if key != "method"})
 
 # %% ../../nbs/95_cli/04_pairs.ipynb #890b3e7c
@@ -135,6 +138,8 @@ def _of_store(found, Config):
     "The settings in the store.json of a finished store."
     if fields.written_by(found) == "pairs build":
         found = found | found.get("weights", {})
+        if "latents" in found:  # an import says what came of the setting
+            found["latents"] = dict(carried="carry", encoded="encode").get(str(found["latents"]), found["latents"])
         return {name: found[name] for name in fields.described(Config) if name in found}
 
 
@@ -160,6 +165,8 @@ def _import(args):
         methods.get(method)
     worker, source = words.worker(args.worker), pair_files.source(args)
     config = ImportConfig.of(source, **given)
+    method = meant_for(source, config)
+    source = fitting(source, config, methods.get(method).recipe.needs if method in methods.names() else ())
     pairs.check_place(args.store)
     from localdpo import backbones
 
@@ -204,6 +211,11 @@ def _say(args, store):
         print(*(f"without     {line}\n" for line in lines[:LINES]), sep="", end="")
         if len(lines) > LINES:
             print(f"without     {len(lines) - LINES} more, each for a reason of its own: {args.store}/bad_clips.csv")
+        print(
+            *(f"  -> {then}\n" for then in list(dict.fromkeys(fault.then for fault in store.bad))[:LINES]),
+            sep="",
+            end="",
+        )
     if not len(store):
         raise Failed(f"{args.store}: no {kind} could be used; bad_clips.csv says why")
 

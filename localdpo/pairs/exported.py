@@ -71,6 +71,9 @@ def _of_row(place, row, parts, sealed=None):
     return Found(id, text if isinstance(text, str) else "", **files, noise_alpha=alpha, **told)
 
 # %% ../../nbs/30_pairs/20_exported.ipynb #53f891cd
+_STRANGE = ("has no row", "its winner is not named")  # what each key of a tar of other things has
+
+
 def from_shards(shards, store=None, count=None):
     "The pairs in some tar shards; `store` is what their export says, and `count` how many pairs it had."
     pairs, seen = [], 0
@@ -81,6 +84,10 @@ def from_shards(shards, store=None, count=None):
         seen += len(keys)
         if cut:
             pairs.append(Found(path.name, fault=f"is cut short or damaged ({cut})", then="copy it again"))
+    if store is None and pairs and all((pair.fault or "").startswith(_STRANGE) for pair in pairs):
+        why = "is not written as pairs: no NAME.json in it names a winner and a loser"
+        then = "unpack it, and give --winners DIR --losers DIR or a table of the pairs"
+        raise Refused(shards[0], why, then)
     if count is not None and seen < count:
         why = f"lack {count - seen} of the {count} pairs that were exported"
         pairs.append(Found("the shards", fault=why, then="copy them again from where the export was written"))

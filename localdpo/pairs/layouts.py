@@ -58,7 +58,7 @@ def _fault(pair):
     if (pair.winner.path, pair.winner.start) == (pair.loser.path, pair.loser.start) and pair.winner.data is None:
         return f"has one file as winner and loser, {pair.winner.name}", "name two, or leave it out"
     if why := caption_fault(pair.prompt):
-        return why, "give it a caption: in its row, in --captions FILE, or in a .txt beside its winner"
+        return why, "give it a caption: in its row or in a .txt beside its winner; two folders may have --captions FILE"
     return None
 
 # %% ../../nbs/30_pairs/15_layouts.ipynb #2c934e33
@@ -197,7 +197,7 @@ def _of_row(place, row, chosen, root):
     name = place if id is None else f"{id} ({place})"
     try:
         parts = {what: _cell(cells.pop(what), root, what) for what in ("winner", "loser", "mask") if what in cells}
-        alpha = level(cells["noise_alpha"]) if "noise_alpha" in cells else None
+        alpha = None if cells.get("noise_alpha") in (None, "") else level(cells["noise_alpha"])
         text = cells.get("prompt") or _caption("", parts["winner"].path, {})
     except Refused as refusal:
         return Found(name, fault=f"{refusal.what} {refusal.why}", then=refusal.then)

@@ -9,6 +9,7 @@ __all__ = ['from_local_dpo', 'from_video_dpo', 'find']
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from ..clips.sources import VIDEOS
@@ -60,7 +61,10 @@ def _json(path):
 def from_video_dpo(path, root=None):
     "The pairs in VideoDPO's `pair.json`, with the `metadata.json` beside it."
     path = Path(path)
-    rows, films = _json(path), _json(path.with_name("metadata.json"))
+    if not (beside := path.with_name("metadata.json")).is_file():
+        then = "copy metadata.json there; pairs of your own go into a .jsonl, one on each line"
+        raise Refused(path, "is no pair.json of VideoDPO: it has no metadata.json beside it", then)
+    rows, films = _json(path), _json(beside)
     if not (isinstance(rows, list) and isinstance(films, list)):
         raise Refused(path, "is not a list, with metadata.json as another", "name a pair.json of VideoDPO")
     root = Path(root or path.parent)
@@ -118,26 +122,42 @@ def _arrow_rows(folder):
 _KNOWN = "pair.json (VideoDPO), original_videos/ and edited_videos/ (Local-DPO), winners/ and losers/, *.tar, *.parquet or *.arrow"
 
 
-def find(path, captions=None, columns=None, root=None):
-    "The `Source` of the pairs at `path`, whatever it is: a table, or a folder in a known layout."
-    path = Path(path)
-    if not os.path.exists(path):
-        raise Refused(path, "does not exist", "check the path")
+def _layout(path):
+    "What lies at `path`, which options it takes, and what reads it."
+    table, films = ("columns", "root"), lambda file: ("VideoDPO's pair.json", ("root",), partial(from_video_dpo, file))
     if path.is_file():
-        readers = {".json": lambda: from_video_dpo(path, root), ".tar": lambda: from_shards([path])}
-        return readers.get(path.suffix, lambda: layouts.from_table(path, columns, root))()
+        if path.suffix == ".json":
+            return films(path)
+        tar = path.suffix == ".tar"
+        found = partial(from_shards, [path]) if tar else partial(layouts.from_table, path)
+        return ("a tar shard", (), found) if tar else ("a table", table, found)
     if (path / ABOUT).is_file():
-        return from_export(path)
+        return "an export", (), partial(from_export, path)
     if (path / "pair.json").is_file():
-        return from_video_dpo(path / "pair.json", root)
+        return films(path / "pair.json")
     if (path / "edited_videos").is_dir():
-        return from_local_dpo(path, captions)
+        return "a folder of the Local-DPO release", ("captions",), partial(from_local_dpo, path)
     if (path / "winners").is_dir() and (path / "losers").is_dir():
-        masks = path / "masks" if (path / "masks").is_dir() else None
-        return layouts.from_folders(path / "winners", path / "losers", masks, captions)
+        places = path / "winners", path / "losers", path / "masks" if (path / "masks").is_dir() else None
+        return "a folder with winners/ and losers/", ("captions",), partial(layouts.from_folders, *places)
     if shards := sorted(path.glob("*.tar")):
-        return from_shards(shards)
+        return "a folder of tar shards", (), partial(from_shards, shards)
     if any(path.glob("*.arrow")) or any(path.rglob("*.parquet")):
-        return layouts.from_table(path / "table", columns, root or path, _arrow_rows(path))
+        rows = partial(layouts.from_table, path / "table", rows=_arrow_rows(path))
+        return "a folder of tables", table, lambda root=path, **given: rows(root=root, **given)
     then = f"name a table, or a folder with one of {_KNOWN}; two folders of your own go by --winners and --losers"
     raise Refused(path, "holds no pairs in a layout that is known here", then)
+
+# %% ../../nbs/30_pairs/16_releases.ipynb #1be2532a
+def find(path, captions=None, columns=None, root=None):
+    "The `Source` of the pairs at `path`, whatever it is: a table, or a folder in a known layout."
+    if not os.path.exists(path):
+        raise Refused(path, "does not exist", "check the path")
+    kind, takes, read = _layout(Path(path))
+    given = {name: value for name, value in dict(captions=captions, columns=columns, root=root).items() if value}
+    if odd := next((name for name in given if name not in takes), None):
+        then = f"leave it out; what goes with it is {' and '.join(f'--{name}' for name in takes) or 'none of its kind'}"
+        raise Refused(f"--{odd}", f"does not go with {path}, which is {kind}", then)
+    if root and not os.path.isdir(root):
+        raise Refused(f"--root {root}", "is not a folder", "name the one that the names of files count from")
+    return read(**given)

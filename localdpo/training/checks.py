@@ -164,7 +164,8 @@ def _check_masks(entries, recipe):
     "Refuse pairs without masks and noise levels that the recipe can use."
     other = "make pairs with masks (localdpo pairs build), or train with another method, such as --recipe dpo"
     _refuse([e for e in entries if "mask" not in e["sums"]], f"no mask, and {recipe.name} looks inside one", other)
-    _refuse([e for e in entries if e["noise_alpha"] is None], f"no noise_alpha, by which {recipe.name} weighs", other)
+    level = "import them again with their level, such as --noise-alpha 0.85, or train with --recipe dpo"
+    _refuse([e for e in entries if e["noise_alpha"] is None], f"no noise_alpha, by which {recipe.name} weighs", level)
     low, high = recipe.values.get("alpha_range", losses.ALPHA_RANGE)
     alphas = [e["noise_alpha"] for e in entries]
     made = f"[{min(alphas):g},{max(alphas):g}]"

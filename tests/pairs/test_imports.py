@@ -3,17 +3,19 @@
 import json
 import shutil
 import sys
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from conftest import contents
 
+from localdpo import backbones
 from localdpo.cli import main as cli
 from localdpo.ground.errors import Refused
 from localdpo.media import sheets, video
 from localdpo.miniature import models
-from localdpo.pairs.imports import ImportConfig, import_pairs
+from localdpo.pairs.imports import ImportConfig, fitting, import_pairs
 from localdpo.pairs.layouts import from_folders, from_table
 from localdpo.pairs.releases import find
 
@@ -238,8 +240,75 @@ def test_the_command_imports_and_says_what_it_could_not_use(backbone, made, tmp_
     assert "read as     a table, pairs.jsonl: 3 pairs\n" in said
     assert "store: 1 pair, 2 pairs that cannot be used (see bad_clips.csv)\n" in said
     assert "without     1 pair (b (pairs.jsonl line 2)): its loser lost/gone.mp4 does not exist in" in said
+    assert "\n  -> mend its name or copy the file there; other folders go by --root\n  -> mend that line" in said
     assert not cli.main(["pairs", "verify", str(tmp_path / "store")])
     assert not cli.main(["pairs", "show", str(tmp_path / "store")]) and "gap outside 0." in capsys.readouterr().out
+
+
+@pytest.fixture
+def layouts(made, tmp_path, monkeypatch):
+    "A table without masks and one with, folders, a list in JSON and a tar of somebody, in the folder we are in."
+    monkeypatch.chdir(tmp_path)
+    plain = row(mask=None, noise_alpha=None)
+    for name, one in dict(plain=plain, masked=row(noise_alpha=None)).items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(one))
+    for name in ("winners", "losers"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+    (tmp_path / "pairs.json").write_text(json.dumps([plain]))
+    (tmp_path / "clip.txt").write_text(PROMPT)
+    with tarfile.open(tmp_path / "clips.tar", "w") as tar:
+        tar.add("clip.txt")
+    shutil.copytree(made / "won", tmp_path / "won")
+    shutil.copytree(made / "lost", tmp_path / "lost")
+    shutil.copytree(made / "masks", tmp_path / "masks")
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        ("plain.jsonl --captions x", "--captions: does not go with plain.jsonl, which is a table\n  -> leave it out"),
+        ("plain.jsonl --root nowhere", "--root nowhere: is not a folder"),
+        ("folders --root .", "--root: does not go with folders, which is a folder with winners/ and losers/"),
+        ("clips.tar --columns prompt=x", "--columns: does not go with clips.tar, which is a tar shard"),
+        ("clips.tar", "clips.tar: is not written as pairs: no NAME.json in it names a winner and a loser"),
+        ("pairs.json", "pairs.json: is no pair.json of VideoDPO: it has no metadata.json beside it\n  -> copy"),
+        ("plain.jsonl --outside winner", "outside winner: is for pairs with masks, and these have none"),
+        ("plain.jsonl --latents encode", "latents encode: is for an export"),
+        ("plain.jsonl --method local_dpo", "method local_dpo: looks inside masks, and these pairs have none"),
+        ("plain.jsonl --method video_dpo", "method video_dpo: learns from what its own judge says of a pair"),
+        ("plain.jsonl --method dense_dpo", "method dense_dpo: learns from what its own judge says of a pair"),
+        ("masked.jsonl", "the pairs: say no noise level, by which local_dpo weighs\n  -> say the share"),
+    ],
+)
+def test_options_and_methods_that_do_not_fit_what_was_found_are_refused_by_name(layouts, capsys, words, why):
+    assert cli.main(["pairs", "import", "store", "--model", "no model", "--from", *words.split()]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_row_without_a_noise_level_takes_that_of_the_setting_or_is_named(backbone, made, tmp_path):
+    source = table(made, row("a"), row("b") | dict(noise_alpha=None))
+    given = import_pairs(backbone, source, tmp_path / "given", ImportConfig(noise_alpha=0.8))
+    assert [pair.noise_alpha for pair in given] == [0.85, 0.8]
+    (fault,) = import_pairs(backbone, fitting(source, ImportConfig(), ["noise_alpha"]), tmp_path / "none").bad
+    assert fault.name == "b" and "has no noise level" in fault.why and "--noise-alpha 0.85" in fault.then
+
+
+def test_the_settings_of_an_import_or_of_masks_from_files_are_taken_from_their_store(
+    backbone, made, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(backbones, "load", lambda name, device: backbone)
+    words, model = ["pairs", "import", str(tmp_path / "store")], ["--model", "random"]
+    store = import_pairs(backbone, table(made, row()), tmp_path / "first", ImportConfig(block=3))
+    assert not cli.main(["pairs", "export", str(store.path), str(tmp_path / "out"), *model])
+    export = ["--from", str(tmp_path / "out"), *model]
+    assert not cli.main([*words, *export])
+    again = ["--config", str(tmp_path / "store" / "store.json")]
+    assert not cli.main(["pairs", "import", str(tmp_path / "again"), *export, *again])
+    assert contents(tmp_path / "again") == contents(tmp_path / "store")
+    (tmp_path / "build.json").write_text(json.dumps(dict(identity={}, blocks=[], masks="from files")))
+    build = ["pairs", "build", str(tmp_path / "built"), "--world", "raw:1", *model]
+    assert cli.main([*build, "--config", str(tmp_path / "build.json")]) == 2
+    assert "whose masks came from files, and does not say where" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
