@@ -50,3 +50,18 @@ def to_open_clip(state):
             else:
                 made[f"{start}{layers[rest]}.{kind}"] = tensor
     return made | {key: torch.cat([parts[p] for p in "qkv"]) for key, parts in packed.items()}
+
+
+# a Qwen2-VL that is small enough for a test, and the marks of its tokenizer
+TINY_QWEN = dict(
+    text_config=dict(
+        hidden_size=32,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 3, 3]),
+    ),
+    vision_config=dict(depth=1, embed_dim=16, hidden_size=32, num_heads=2, patch_size=14),
+)
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|video_pad|>", "<|vision_end|>"]

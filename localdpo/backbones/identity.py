@@ -51,7 +51,7 @@ def identity(backbone, parts=PARTS):
 
 # %% ../../nbs/20_backbones/06_identity.ipynb #d72246af
 def worn(backbone):
-    "The sums of the adapters that are on `backbone`; nothing, if there are none."
+    "The sums of the adapters that are on `backbone`, empty if there are none."
     from localdpo.backbones import adapters
 
     def total(adapter):

@@ -18,6 +18,7 @@ from . import layouts
 from .exported import from_export, from_shards
 from .exports import ABOUT
 from .layouts import Source
+from .mask_files import by_stem
 from .parts import Found, part_in
 
 # %% ../../nbs/30_pairs/16_releases.ipynb #ea9a5091
@@ -28,9 +29,9 @@ def from_local_dpo(folder, captions=None):
     "The pairs in the folders that the code of Local-DPO writes."
     folder = Path(folder)
     places = dict(winner=folder / "original_videos", loser=folder / "edited_videos", mask=folder / "masks")
-    edited = layouts.by_stem(places["loser"], VIDEOS)
+    edited = by_stem(places["loser"], VIDEOS)
     names = {stem: _EDITED.fullmatch(stem) for stem in edited}
-    files = {what: layouts.by_stem(places[what], [".pt", *VIDEOS]) for what in ("winner", "mask")}
+    files = {what: by_stem(places[what], [".pt", *VIDEOS]) for what in ("winner", "mask")}
     files["loser"] = {match["name"] if match else stem: [] for stem, match in names.items()}
     for stem, match in names.items():
         files["loser"][match["name"] if match else stem] += edited[stem]

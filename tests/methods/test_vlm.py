@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from released import SPECIAL, TINY_QWEN
 
 from localdpo.ground.errors import Refused
 from localdpo.methods import vlm
@@ -10,20 +11,6 @@ from localdpo.methods.dense_dpo import DenseConfig
 from localdpo.methods.ranked_samples import RankedConfig
 from localdpo.scoring.weights import WeightsMissing
 
-QWEN = dict(
-    text_config=dict(
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        bos_token_id=0,
-        eos_token_id=0,
-        rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 3, 3]),
-    ),
-    vision_config=dict(depth=1, num_heads=2, patch_size=14, hidden_size=32),
-)
-MARKS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|video_pad|>", "<|vision_end|>"]
 CLIPS = np.random.default_rng(0).integers(256, size=(2, 9, 32, 32, 3), dtype=np.uint8)
 
 
@@ -36,16 +23,16 @@ def small(home, family):
     known = ["?", *sorted(set(vlm.QUESTION.split()) | vlm.ANSWERS.keys())]
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.add_special_tokens(MARKS)
+    words.add_special_tokens(SPECIAL)
     words.save(str(home / "tokenizer.json"))
     ids = dict(video_token_id="<|video_pad|>", vision_start_token_id="<|vision_start|>")
     ids = {name: words.token_to_id(mark) for name, mark in ids.items()} | dict(image_token_id=10**6)
-    vision = QWEN["vision_config"] | (
-        dict(embed_dim=16)
+    vision = TINY_QWEN["vision_config"] | (
+        {}
         if family == "Qwen2VL"
         else dict(hidden_size=16, out_hidden_size=32, intermediate_size=24, fullatt_block_indexes=[0])
     )
-    text = QWEN["text_config"] | dict(vocab_size=words.get_vocab_size())
+    text = TINY_QWEN["text_config"] | dict(vocab_size=words.get_vocab_size(), bos_token_id=0, eos_token_id=0)
     config = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision, **ids)
     name = {"Qwen2VL": "Qwen2VLForConditionalGeneration", "Qwen2_5_VL": "Qwen2_5_VLForConditionalGeneration"}[family]
     getattr(transformers, name)(config).save_pretrained(home)

@@ -73,9 +73,9 @@ def rubric(path):
     return text
 
 
-def conversation(text, patches):
-    "What the model reads: the video, then `text`, as a user of Qwen2-VL would send them."
-    seen = f"<|vision_start|>{'<|video_pad|>' * patches}<|vision_end|>"
+def conversation(text, *patches):
+    "What the model reads: videos of so many `patches` each, then `text`, as a user of Qwen2-VL would send them."
+    seen = "".join(f"<|vision_start|>{'<|video_pad|>' * count}<|vision_end|>" for count in patches)
     return (
         f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{seen}{text}<|im_end|>\n"
         "<|im_start|>assistant\n"

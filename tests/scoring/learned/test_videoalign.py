@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from released import FRAMES
+from released import FRAMES, SPECIAL, TINY_QWEN
 
 from localdpo.ground.errors import Refused
 from localdpo.scoring import scorer as core
@@ -44,20 +44,6 @@ def test_videoalign_accounts_for_all_1123_keys():
     ours = videoalign.from_videoalign(state, 2.0)
     assert ours.keys() == model.state_dict().keys()
     assert all(ours[k].shape == v.shape for k, v in model.state_dict().items())
-
-
-TINY_QWEN = dict(
-    text_config=dict(
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 3, 3]),
-    ),
-    vision_config=dict(depth=1, embed_dim=16, hidden_size=32, num_heads=2, patch_size=14),
-)
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|video_pad|>", "<|vision_end|>"]
 
 
 @pytest.fixture
